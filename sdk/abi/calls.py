@@ -1,0 +1,340 @@
+"""Every system call, in the order of its number. The docstrings are the man pages.
+
+`python -m sdk.abi --write` derives `sdk/syscalls.py` and `docs/syscalls.md` from this file; `--check` fails when
+they are stale. Numbers 1-19 model, 20-49 file, 50-69 process, 70-89 ipc.
+"""
+
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from sdk.abi.errors import Errno
+from sdk.abi.table import Syscall, syscall
+from sdk.abi.values import (
+    Chunk,
+    Decoding,
+    DirEntry,
+    Distribution,
+    ExitStatus,
+    Fd,
+    Generation,
+    Message,
+    ModelInfo,
+    OpenMode,
+    Pid,
+    Stat,
+    Token,
+    Usage,
+    Want,
+)
+
+_MODEL = (Errno.EBADF, Errno.EACCES, Errno.EINVAL, Errno.E2BIG, Errno.EBUSY, Errno.ENOSPC, Errno.ENODEV, Errno.EIO)
+_PATH = (Errno.EINVAL, Errno.ENOENT, Errno.ENOTDIR)
+
+
+# --- model ------------------------------------------------------------------------------------------------------
+
+
+@syscall(1, "pred", group="model", blocks=True, errnos=_MODEL)
+class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
+    """Run the model over `tokens`, appended to the open file, and return what `want` asks for.
+
+    The tokens' KV becomes part of the file. `positions` default to the ones after the file's last; they may be
+    any non-decreasing positions below the model's length. With no tokens nothing is computed and the
+    distribution after the file's present end is answered (offset -1), at the price of a look-up.
+    One `Distribution` is returned per asked offset, in the order asked. All or nothing: on an error the file is
+    as it was, except that EIO leaves a file lost when its worker is gone.
+
+    EBUSY: another call is appending to this file. E2BIG: the file would exceed the model's context.
+    ENOSPC: no free pages. ENODEV: no worker. EIO: the worker was lost or failed under this call.
+    """
+
+    fd: Fd
+    tokens: list[Token] = []
+    positions: list[Annotated[int, Meta(ge=0)]] | None = None
+    want: Want = Want()
+
+
+@syscall(2, "generate", group="model", blocks=True, errnos=_MODEL)
+class Generate(Syscall[Generation], frozen=True, kw_only=True):
+    """Append `prompt`, then sample and append tokens as `decoding` says, without waking the caller in between.
+
+    The file ends up holding the prompt and exactly the returned tokens, each computed once. ENOSPC and EIO in
+    the middle leave the tokens so far in the file (unless the file is lost with its worker).
+    """
+
+    fd: Fd
+    prompt: list[Token] = []
+    decoding: Decoding = Decoding()
+
+
+@syscall(3, "stream", group="model", errnos=(*_MODEL, Errno.EDQUOT))
+class Stream(Syscall[Fd], frozen=True, kw_only=True):
+    """Begin what `generate` does and return a handle at once; `read` yields the tokens as they come.
+
+    Closing the handle ends the generation: what was appended so far stays in the file.
+    """
+
+    fd: Fd
+    prompt: list[Token] = []
+    decoding: Decoding = Decoding()
+
+
+@syscall(
+    4, "read", group="model", blocks=True, errnos=(Errno.EBADF, Errno.EBUSY, Errno.ENOSPC, Errno.EIO, Errno.ENODEV)
+)
+class Read(Syscall[Chunk], frozen=True, kw_only=True):
+    """Wait for the next tokens of a stream and return all that has come since the last read.
+
+    The last chunk has `finish` set and closes the handle. An error of the generation is raised here, once.
+    EBUSY: another thread is reading this stream.
+    """
+
+    fd: Fd
+
+
+@syscall(5, "model_info", group="model", errnos=(Errno.ENODEV,))
+class GetModelInfo(Syscall[ModelInfo], frozen=True, kw_only=True):
+    """Facts of the model that is served. ENODEV: no worker has brought one yet."""
+
+
+@syscall(6, "tokenize", group="model", errnos=(Errno.ENODEV, Errno.EINVAL))
+class Tokenize(Syscall[list[int]], frozen=True, kw_only=True):
+    """The tokens of `text`. `add_special` puts the model's begin-of-sequence token first, where it has one;
+    `parse_special` reads special tokens such as `<|im_end|>` in the text as such rather than as letters."""
+
+    text: str
+    add_special: bool = False
+    parse_special: bool = True
+
+
+@syscall(7, "detokenize", group="model", errnos=(Errno.ENODEV, Errno.EINVAL))
+class Detokenize(Syscall[str], frozen=True, kw_only=True):
+    """The text of `tokens`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out."""
+
+    tokens: list[Token]
+    skip_special: bool = False
+
+
+@syscall(8, "apply_chat_template", group="model", errnos=(Errno.ENODEV, Errno.EINVAL, Errno.ENOSYS))
+class ApplyChatTemplate(Syscall[list[int]], frozen=True, kw_only=True):
+    """The tokens of a chat, as the model's own template spells it (rendered in a sandbox).
+
+    `add_generation_prompt` ends with the header of the assistant's turn. ENOSYS: the model has no template.
+    EINVAL: the template refuses these messages.
+    """
+
+    messages: list[Message]
+    add_generation_prompt: bool = True
+
+
+# --- file -------------------------------------------------------------------------------------------------------
+
+
+@syscall(20, "open", group="file", errnos=(*_PATH, Errno.EISDIR, Errno.EACCES, Errno.EDQUOT))
+class Open(Syscall[Fd], frozen=True, kw_only=True):
+    """Open the KV file at `path`. Mode "r" may read, attend and fork; "w" may append and truncate as well."""
+
+    path: str
+    mode: OpenMode = OpenMode.WRITE
+
+
+@syscall(21, "create", group="file", errnos=(*_PATH, Errno.EEXIST, Errno.EDQUOT))
+class Create(Syscall[Fd], frozen=True, kw_only=True):
+    """A new empty KV file, open for writing. Without a path it is anonymous and ends with its last handle;
+    with one it stays until it is unlinked, whoever ends."""
+
+    path: str | None = None
+
+
+@syscall(22, "close", group="file", errnos=(Errno.EBADF,))
+class Close(Syscall[None], frozen=True, kw_only=True):
+    """Give a handle back. A stream's generation ends with its handle; calls in flight on a file run to their end."""
+
+    fd: Fd
+
+
+@syscall(23, "unlink", group="file", errnos=(*_PATH, Errno.ENOTEMPTY))
+class Unlink(Syscall[None], frozen=True, kw_only=True):
+    """Remove a name: of a file, whose pages are freed with its last handle, or of an empty directory."""
+
+    path: str
+
+
+@syscall(24, "stat", group="file", errnos=_PATH)
+class StatPath(Syscall[Stat], frozen=True, kw_only=True):
+    """What kvfs knows of the file or directory at `path`."""
+
+    path: str
+
+
+@syscall(25, "fstat", group="file", errnos=(Errno.EBADF,))
+class StatFd(Syscall[Stat], frozen=True, kw_only=True):
+    """`stat` of an open file."""
+
+    fd: Fd
+
+
+@syscall(26, "readdir", group="file", errnos=_PATH)
+class ReadDir(Syscall[list[DirEntry]], frozen=True, kw_only=True):
+    """The entries of a directory, by name."""
+
+    path: str = "/"
+
+
+@syscall(27, "mkdir", group="file", errnos=(*_PATH, Errno.EEXIST, Errno.EDQUOT))
+class MkDir(Syscall[None], frozen=True, kw_only=True):
+    """Make a directory; its parent must exist."""
+
+    path: str
+
+
+@syscall(28, "rename", group="file", errnos=(*_PATH, Errno.EISDIR))
+class Rename(Syscall[None], frozen=True, kw_only=True):
+    """Give a file or directory another path; a file already there is replaced."""
+
+    old: str
+    new: str
+
+
+@syscall(29, "fork", group="file", errnos=(Errno.EBADF, *_PATH, Errno.EEXIST, Errno.EIO, Errno.EDQUOT))
+class Fork(Syscall[Fd], frozen=True, kw_only=True):
+    """A new file with the same tokens, open for writing; pages are shared until one of the two writes.
+
+    Costs no page and no computation. Tokens that a call in flight has not committed are not in the copy.
+    """
+
+    fd: Fd
+    path: str | None = None
+
+
+@syscall(30, "truncate", group="file", errnos=(Errno.EBADF, Errno.EACCES, Errno.EINVAL, Errno.EBUSY))
+class Truncate(Syscall[None], frozen=True, kw_only=True):
+    """Keep the first `n_tokens` tokens and free the pages behind them. EBUSY: a call is appending."""
+
+    fd: Fd
+    n_tokens: Annotated[int, Meta(ge=0)]
+
+
+@syscall(31, "tokens", group="file", errnos=(Errno.EBADF,))
+class Tokens(Syscall[list[int]], frozen=True, kw_only=True):
+    """The tokens of the file, from `start` to `stop` as a Python slice has them."""
+
+    fd: Fd
+    start: int = 0
+    stop: int | None = None
+
+
+@syscall(32, "positions", group="file", errnos=(Errno.EBADF,))
+class Positions(Syscall[list[int]], frozen=True, kw_only=True):
+    """The position of each token, sliced as `tokens` is."""
+
+    fd: Fd
+    start: int = 0
+    stop: int | None = None
+
+
+# --- process ----------------------------------------------------------------------------------------------------
+
+
+@syscall(50, "spawn", group="process", errnos=(Errno.ENOENT, Errno.EINVAL, Errno.EDQUOT))
+class Spawn(Syscall[Pid], frozen=True, kw_only=True):
+    """Start the installed program `program` (or the caller's own, ".") as a child with these arguments.
+
+    A child ends with its parent, unless `detach`. ENOENT: no such program. EINVAL: wrong arguments.
+    """
+
+    program: str
+    args: dict[str, Any] = {}
+    detach: bool = False
+
+
+@syscall(51, "wait", group="process", blocks=True, errnos=(Errno.ECHILD,))
+class Wait(Syscall[ExitStatus], frozen=True, kw_only=True):
+    """Wait until a child ends and take its status. Without a pid: the next child that ends."""
+
+    pid: Pid | None = None
+
+
+@syscall(52, "exit", group="process")
+class Exit(Syscall[None], frozen=True, kw_only=True):
+    """End this process, every thread of it. Does not return."""
+
+    code: Annotated[int, Meta(ge=0, le=255)] = 0
+
+
+@syscall(53, "kill", group="process", errnos=(Errno.ESRCH, Errno.EACCES))
+class Kill(Syscall[None], frozen=True, kw_only=True):
+    """End another process of the same owner, with all its children. It has ended when `wait` says so."""
+
+    pid: Pid
+
+
+@syscall(54, "getpid", group="process")
+class GetPid(Syscall[Pid], frozen=True, kw_only=True):
+    """The caller's process id."""
+
+
+@syscall(55, "sleep", group="process", blocks=True, errnos=(Errno.EINVAL,))
+class Sleep(Syscall[None], frozen=True, kw_only=True):
+    """Wait that many seconds of the kernel's clock, which a simulation may run faster than the wall's."""
+
+    seconds: Annotated[float, Meta(ge=0.0)]
+
+
+@syscall(56, "now", group="process")
+class Now(Syscall[float], frozen=True, kw_only=True):
+    """Seconds on the kernel's monotonic clock."""
+
+
+@syscall(57, "random", group="process")
+class Random(Syscall[float], frozen=True, kw_only=True):
+    """A number in [0, 1) from the process's own generator, which a recorded run can replay."""
+
+
+@syscall(58, "rusage", group="process", errnos=(Errno.ESRCH,))
+class RUsage(Syscall[Usage], frozen=True, kw_only=True):
+    """What this process, or another, has used so far."""
+
+    pid: Pid | None = None
+
+
+# --- ipc --------------------------------------------------------------------------------------------------------
+
+
+@syscall(70, "send", group="ipc", errnos=(Errno.EINVAL, Errno.EDQUOT))
+class Send(Syscall[None], frozen=True, kw_only=True):
+    """Put a JSON-able message on a named channel; the first `recv` there takes it, in order.
+
+    EINVAL: not JSON-able. EDQUOT: the channel is full (the reader is too slow, or there is none).
+    """
+
+    channel: Annotated[str, Meta(min_length=1, max_length=255)]
+    message: Any
+
+
+@syscall(71, "recv", group="ipc", blocks=True, errnos=(Errno.ETIMEDOUT, Errno.EINVAL))
+class Recv(Syscall[Any], frozen=True, kw_only=True):
+    """Take the oldest message of a channel, waiting for one. ETIMEDOUT after `timeout` seconds."""
+
+    channel: Annotated[str, Meta(min_length=1, max_length=255)]
+    timeout: Annotated[float, Meta(ge=0.0)] | None = None
+
+
+@syscall(72, "emit", group="ipc", blocks=True, errnos=(Errno.EINVAL, Errno.EPIPE))
+class Emit(Syscall[None], frozen=True, kw_only=True):
+    """Send a JSON-able event to the client that started this program (a string is shown as text).
+
+    `stream` names one of several outputs shown side by side. Waits while the client is slow to take them;
+    without a client the event is dropped. EPIPE: the client was cut off.
+    """
+
+    event: Any
+    stream: str | None = None
+
+
+@syscall(73, "input", group="ipc", blocks=True, errnos=(Errno.EPIPE,))
+class Input(Syscall[str], frozen=True, kw_only=True):
+    """Ask the client for a line. EPIPE: there is no client, or it has no more input."""
+
+    prompt: str = ""
