@@ -1,0 +1,89 @@
+"""`python -m kernel`: the command line, and the event loop everything runs in."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from kernel.boot import BootError, run_program, serve
+from kernel.config import Config, ConfigError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The Symphony kernel: serves LLM programs on a model. Options may also come from SYMPHONY_* variables "
+    "and from --config; the command line counts most.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="a known name, a .gguf file, a Hugging Face directory, or org/name")
+    ] = None,
+    served_model_name: Annotated[list[str] | None, typer.Option(help="name that clients use; repeat for more")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="a tokenizer.json, or a directory with one")] = None,
+    load_format: Annotated[str | None, typer.Option(help="auto, or dummy for random weights")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N")] = None,
+    attention: Annotated[str | None, typer.Option(help="auto, cpu, sdpa, flash_attn")] = None,
+    backend: Annotated[str | None, typer.Option(help="torch, or null: deterministic, no model")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="context in tokens")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="rows of a batch")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="new tokens of a batch")] = None,
+    kv_cache_memory: Annotated[float | None, typer.Option(help="GiB for KV pages")] = None,
+    num_pages: Annotated[int | None, typer.Option(help="KV pages, instead of --kv-cache-memory")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the local worker")] = None,
+    worker: Annotated[
+        list[str] | None, typer.Option(help="attach the worker at this address (tcp://HOST:PORT); repeat for more")
+    ] = None,
+    local_worker: Annotated[bool | None, typer.Option(help="start a worker on this machine")] = None,
+    host: Annotated[str | None, typer.Option(help="address of the HTTP port")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one")] = None,
+    http: Annotated[bool | None, typer.Option(help="open the HTTP port")] = None,
+    socket: Annotated[Path | None, typer.Option(help="unix socket for `lip`")] = None,
+    api_key: Annotated[str | None, typer.Option(help="secret that HTTP clients must send")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the programs' dice")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with any of these options, and the limits")] = None,
+) -> None:
+    given = {k: v for k, v in locals().items() if k not in ("ctx", "config") and v is not None and v != []}
+    try:
+        ctx.obj = Config.load(given, config)
+    except ConfigError as e:
+        fail(e)
+    if ctx.invoked_subcommand is None:
+        start(serve(ctx.obj, say))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def run(ctx: typer.Context, program: str) -> None:
+    """Host kernel and PROGRAM (a file or an installed name) in this process, so that breakpoint() works in it."""
+    start(run_program(ctx.obj, program, ctx.args, say))
+
+
+def start(main: Any) -> None:
+    """Run to the end, and exit with its status."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            status = runner.run(main)
+    except BootError as e:
+        fail(e)
+    raise typer.Exit(status)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def fail(error: Exception) -> None:
+    say(f"kernel: {error}")
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m kernel")

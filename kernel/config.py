@@ -1,0 +1,149 @@
+"""Every option and limit of the kernel, in one place, with their names, units and defaults.
+
+An option is taken from the command line, else from the environment (`SYMPHONY_` and its name in capitals), else
+from the YAML file of `--config`, else from here. Names are vLLM's where it has the same thing. `Config.load`
+checks types and relations; everything after may rely on them.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from sdk.abi.paths import socket_path
+
+ENVIRONMENT = "SYMPHONY_"
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class ConfigError(Exception):
+    """An option is wrong; the text is one line."""
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How this kernel runs."""
+
+    # the model, handed on to the local worker
+    model: str = DEFAULT_MODEL  # a known name, a .gguf file, a Hugging Face directory or org/name
+    served_model_name: list[str] = []  # names that clients may use; default: the model's own
+    tokenizer: str | None = None
+    load_format: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str = "auto"
+    backend: str = "torch"  # or null: a deterministic worker without a model
+    max_model_len: Count | None = None  # tokens; default: the model's own
+    kv_cache_memory: Annotated[float, Meta(gt=0)] | None = None  # GiB
+    num_pages: Count | None = None  # instead of kv_cache_memory
+    threads: Count | None = None
+
+    # workers
+    worker: list[str] = []  # addresses of workers to attach
+    local_worker: bool = True  # start one here
+
+    # batches
+    max_num_seqs: Count = 256  # rows of a batch
+    max_num_batched_tokens: Count = 2048  # new tokens of a batch
+
+    # front doors
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    http: bool = True
+    socket: Path = msgspec.field(default_factory=socket_path)  # for `lip`; only this user may connect
+    api_key: str | None = None
+    max_body_bytes: Count = 8 << 20
+
+    # limits
+    max_processes: Count = 20_000
+    max_handles: Count = 4096  # open handles of a process
+    max_files: Count = 100_000
+    max_channels: Count = 10_000
+    max_channel_messages: Count = 10_000
+    max_client_events: Count = 1024  # emitted and not yet taken by the client
+
+    # times
+    attach_timeout_s: Seconds = 10.0
+    heartbeat_s: Seconds = 0.5
+    worker_silence_s: Seconds = 10.0  # a worker that says nothing for that long is lost
+
+    seed: int | None = None  # of the processes' dice; default: from the system's
+
+    @staticmethod
+    def load(options: Mapping[str, Any], file: Path | None = None, environ: Mapping[str, str] = os.environ) -> "Config":
+        """Merge the sources. `options` holds what the command line gave, and nothing for what it did not.
+
+        Raises ConfigError."""
+        merged: dict[str, Any] = read_file(file) if file is not None else {}
+        for name in Config.__struct_fields__:
+            text = environ.get(ENVIRONMENT + name.upper())
+            if text is not None:
+                merged[name] = text.split(",") if name in ("worker", "served_model_name") else text
+        merged |= options
+        try:
+            config = msgspec.convert(merged, Config, strict=False)
+        except msgspec.ValidationError as e:
+            raise ConfigError(f"a wrong option: {e}") from None
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Relations between options. Raises ConfigError."""
+        if not self.local_worker and not self.worker and not self.http and not self.socket:
+            raise ConfigError("no worker and no front door: nothing could ever happen")
+        if self.http and not is_loopback(self.host) and not self.api_key:
+            raise ConfigError(f"--host {self.host} opens the port to the network: give an --api-key as well")
+        if self.api_key == "":
+            raise ConfigError("--api-key is empty: give a secret or leave it out")
+        if self.worker_silence_s < 2 * self.heartbeat_s:
+            raise ConfigError("worker_silence_s must be at least twice heartbeat_s")
+
+    def worker_options(self) -> list[str]:
+        """The local worker's command line."""
+        given = {
+            "--model": self.model,
+            "--tokenizer": self.tokenizer,
+            "--load-format": self.load_format,
+            "--dtype": self.dtype,
+            "--device": self.device,
+            "--attention": self.attention,
+            "--backend": self.backend,
+            "--max-model-len": self.max_model_len,
+            "--kv-cache-memory": self.kv_cache_memory,
+            "--num-pages": self.num_pages,
+            "--threads": self.threads,
+            "--max-num-seqs": self.max_num_seqs,
+            "--max-num-batched-tokens": self.max_num_batched_tokens,
+        }
+        return [part for name, value in given.items() if value is not None for part in (name, str(value))]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A YAML mapping of options; dashes and underscores are the same. Raises ConfigError."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(e).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a mapping of options, such as `port: 8001`")
+    options = {str(name).replace("-", "_"): value for name, value in content.items()}
+    for name in ("worker", "served_model_name"):
+        if isinstance(options.get(name), str):
+            options[name] = [options[name]]
+    return options
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,111 @@
+"""The zmq end of one worker: frames out, messages in. The only `import zmq` in the kernel.
+
+A DEALER per worker connects to the worker's ROUTER. `Link` moves messages and reports what it sees through three
+callbacks; it decides nothing. A closed connection is seen at once through the socket's monitor, a silent one by
+the heartbeat of `kernel/core.py`; a send never proves that anybody is there.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from gpuworker.wire import (
+    Assets,
+    Batch,
+    BatchDone,
+    BatchFailed,
+    Bye,
+    Greeting,
+    Hello,
+    Pong,
+    ToWorker,
+    WireError,
+    decode_greeting,
+    decode_to_kernel,
+    encode,
+    encode_greeting,
+)
+
+MESSAGE_BYTES_MAX = 256 << 20  # raw logits of a few hundred positions are the largest
+
+
+class Link:
+    """A connection to one worker."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        on_message: Callable[[BatchDone | BatchFailed | Assets | Pong | Bye], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self.address = address
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._context: zmq.asyncio.Context = zmq.asyncio.Context.instance()
+        self._socket: zmq.asyncio.Socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
+        self._socket.setsockopt(zmq.SNDHWM, 64)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a worker that is gone is attached anew, never resumed
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def greet(self, hello: Hello, timeout_s: float) -> Greeting:
+        """Connect and exchange greetings. Raises ConnectionError with one line."""
+        try:
+            self._socket.connect(self.address)
+        except zmq.ZMQError as e:
+            raise ConnectionError(f"{self.address} is no address to connect to: {e.strerror}") from None
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._socket.send_multipart(encode_greeting(hello))
+                frames = await self._socket.recv_multipart()
+        except TimeoutError:
+            raise ConnectionError(f"no worker answers at {self.address}") from None
+        try:
+            return decode_greeting(frames)
+        except WireError as e:
+            raise ConnectionError(f"{self.address} does not answer as a worker: {e}") from None
+
+    def start(self) -> None:
+        """Begin to deliver messages."""
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+
+    def send(self, message: ToWorker | Batch) -> None:
+        """Send without waiting; a full queue means a worker that does not read, which the heartbeat finds."""
+        asyncio.ensure_future(self._socket.send_multipart(encode(message))).add_done_callback(_look)
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+
+    async def _receive(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                message = decode_to_kernel(frames)
+            except WireError as e:
+                self._on_lost(f"it sent what is no message: {e}")
+                return
+            self._on_message(message)
+
+    async def _watch(self) -> None:
+        while True:
+            event = await recv_monitor_message(self._monitor)
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                self._on_lost("the connection was closed")
+                return
+
+
+def _look(future: "asyncio.Future[Any]") -> None:
+    """A send that was cut off by `close` is no news."""
+    if not future.cancelled():
+        future.exception()
