@@ -222,6 +222,10 @@ class WireError(Exception):
     """A message that cannot be understood; the peer is at fault."""
 
 
+# What msgspec raises at bytes: besides its own errors, text that is no UTF-8, and nesting without an end.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 def _schema_hash() -> str:
     schemas, components = msgspec.json.schema_components((Greeting, ToWorker, ToKernel, Sampling, ModelInfo))
     text = msgspec.json.encode([schemas, components], order="deterministic")
@@ -247,7 +251,7 @@ def decode_greeting(frames: Frames) -> Greeting:
         if len(frames) != 1:
             raise WireError(f"a greeting is one frame, not {len(frames)}")
         return _greeting.decode(frames[0])
-    except msgspec.MsgspecError as e:
+    except UNREADABLE as e:
         raise WireError(f"not a greeting of {PROTOCOL}: {e}") from None
 
 
@@ -292,5 +296,5 @@ def _decode(decoder: "msgspec.msgpack.Decoder[H]", frames: Frames) -> H:
         raise WireError("an empty message")
     try:
         return decoder.decode(frames[0])
-    except msgspec.MsgspecError as e:
+    except UNREADABLE as e:
         raise WireError(f"not a message of schema {WIRE_HASH}: {e}") from None

@@ -18,7 +18,7 @@ from kernel.batcher import Batcher
 from kernel.config import Config
 from kernel.jobs import Job, PredJob
 from kernel.language import Language, load_tokenizer
-from kernel.link import Link
+from kernel.link import Link, open_context
 from kernel.local import LocalWorker
 from kernel.process import Process
 from kernel.workers import State, Worker, Workers
@@ -70,6 +70,7 @@ class Fleet:
         self._jobs: dict[Job, tuple[Attached, Process | None]] = {}
         self._n_local = 0
         self._nonce = 0
+        self._context = open_context()
         self._heart = asyncio.create_task(self._beat())
         self._idlers: list[asyncio.Future[None]] = []
         self._watchers: set[asyncio.Task[None]] = set()
@@ -93,6 +94,7 @@ class Fleet:
         worker = self.workers.join(address, self._loop.time(), local.process.pid if local is not None else None)
         link = Link(
             address,
+            self._context,
             on_message=lambda message: self._message(address, message),
             on_lost=lambda reason: self._lost(address, reason),
         )
@@ -194,6 +196,7 @@ class Fleet:
         for a in attached:
             self._lost(a.worker.name, "the kernel is stopping")
         await asyncio.gather(*(a.local.end() for a in attached if a.local is not None))
+        self._context.destroy(linger=0)
 
     @property
     def busy(self) -> bool:

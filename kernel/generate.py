@@ -209,9 +209,7 @@ class GenerateJob(Job):
             return
         over = self.finish_reason is not None
         n_chars = len(self._text) if over else len(self._text) - self._n_held()
-        n_tokens = self._n_told_tokens
-        while n_tokens < len(self.tokens) and (over or self._ends[n_tokens][0] <= n_chars):
-            n_tokens += 1
+        n_tokens = len(self.tokens) if over else self._n_safe(n_chars)
         settled = self.over
         if n_tokens == self._n_told_tokens and n_chars == self._n_told and not settled:
             return
@@ -225,6 +223,13 @@ class GenerateJob(Job):
         )
         self._n_told, self._n_told_tokens = n_chars, n_tokens
         self._on_chunk(chunk)
+
+    def _n_safe(self, n_chars: int) -> int:
+        """Tokens whose text, and no half character more, lies within the first `n_chars`."""
+        n = len(self._ends)
+        while n > self._n_told_tokens and not (self._ends[n - 1][0] <= n_chars and self._ends[n - 1][1]):
+            n -= 1
+        return n
 
     def _n_held(self) -> int:
         """Characters at the end of the text that may be the beginning of a stop string."""

@@ -33,12 +33,18 @@ from gpuworker.wire import (
 MESSAGE_BYTES_MAX = 256 << 20  # raw logits of a few hundred positions are the largest
 
 
+def open_context() -> zmq.asyncio.Context:
+    """What all links of a fleet share; `destroy` it after the last of them is closed."""
+    return zmq.asyncio.Context()
+
+
 class Link:
     """A connection to one worker."""
 
     def __init__(
         self,
         address: str,
+        context: zmq.asyncio.Context,
         *,
         on_message: Callable[[BatchDone | BatchFailed | Assets | Pong | Bye], None],
         on_lost: Callable[[str], None],
@@ -46,8 +52,7 @@ class Link:
         self.address = address
         self._on_message = on_message
         self._on_lost = on_lost
-        self._context: zmq.asyncio.Context = zmq.asyncio.Context.instance()
-        self._socket: zmq.asyncio.Socket = self._context.socket(zmq.DEALER)
+        self._socket: zmq.asyncio.Socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, 64)

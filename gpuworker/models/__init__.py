@@ -1,0 +1,1 @@
+"""Model architectures in plain torch: configuration, registry, and one file per architecture."""

@@ -1,0 +1,178 @@
+"""THE NULL WORKER: the whole contract of a worker without a model, a device or a tensor. No torch, no numpy.
+
+Tests, the simulator and the benchmarks of the kernel run on it. What comes next is a pure function of the (token,
+position) sequence that is visible *through the page table*, so that a wrong table, a missed copy or a stale tail
+changes the text. Each slot of a page holds its token, its position and the page's sum up to there:
+
+    value(slot) = hash(token, position) * WEIGHT^(slot in page)      sum over the slots of a page, mod 2^64
+    digest(row) = sum of page sums * WEIGHT^(page_size * page in table), mod 2^64
+    hidden      = hash(digest, number of tokens); its page keeps that of the last token computed into it: the tail
+
+So a step costs a microsecond a new token and a tenth of one a page, whatever the context. With `verify` every row is
+also recomputed from its slots, and AssertionError tells of a slot never written or a tail that is out of date.
+"""
+
+import hashlib
+import time
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, repeat
+from operator import mul
+
+from gpuworker import nulltext
+from gpuworker.backend import Facts, RowView, StepError, check, rows
+from gpuworker.noise import MASK64, splitmix64
+from gpuworker.wire import Answer, Assets, Batch, BatchDone, BatchDoneHead, RowDone
+from sdk.abi.errors import Errno
+from sdk.abi.values import ModelInfo
+
+WEIGHT = 0xD1342543DE82EF95  # odd, so that no slot's value is lost
+
+
+class NullBackend:
+    """A `Backend`. `step_time_s` is slept in every step, to stand for a device."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "null",
+        n_pages: int = 4096,
+        page_size: int = 16,
+        vocab_size: int = 512,
+        max_model_len: int = 8192,
+        max_rows: int = 256,
+        max_batch_tokens: int = 2048,
+        step_time_s: float = 0.0,
+        verify: bool = False,
+    ) -> None:
+        if vocab_size < nulltext.MIN_VOCAB:
+            raise ValueError(f"the null model's vocabulary has at least {nulltext.MIN_VOCAB} tokens")
+        self._page_size = page_size
+        self._step_time_s = step_time_s
+        self._verify = verify
+        self._slots = array("Q", bytes(8 * n_pages * page_size))  # 1 + token << 32 | position; 0: never written
+        self._sums = array("Q", bytes(8 * n_pages * page_size))  # of the page, up to and with this slot
+        self._tails = array("Q", bytes(8 * n_pages))  # hidden state of the last token computed into the page
+        self._slot_weights = _powers(WEIGHT, page_size)
+        self._page_weights = _powers(pow(WEIGHT, page_size, 1 << 64), -(-max_model_len // page_size))
+        model = ModelInfo(
+            name=name,
+            fingerprint=hashlib.blake2b(f"null {vocab_size}".encode(), digest_size=16).hexdigest(),
+            architecture="null",
+            n_parameters=0,
+            dtype="none",
+            vocab_size=vocab_size,
+            max_model_len=max_model_len,
+            page_size=page_size,
+            bos_token=None,
+            eos_tokens=[nulltext.IM_END, nulltext.EOS],
+            has_chat_template=True,
+        )
+        self._facts = Facts("none", "null", model, n_pages, max_rows, max_batch_tokens)
+
+    def info(self) -> Facts:
+        return self._facts
+
+    def assets(self) -> Assets:
+        return nulltext.assets(self._facts.model.vocab_size)
+
+    def run(self, batch: Batch) -> BatchDone:
+        started = time.perf_counter()
+        check(batch, self._facts)
+        views = list(rows(batch))
+        self._check_exclusive(views)
+        for source, destination in batch.head.copies:
+            self._copy(source, destination)
+        if self._step_time_s:
+            time.sleep(self._step_time_s)
+        # The tails of the step before are read before any row of this one overwrites its own.
+        hiddens = [self._tail(v) if any(a.offset == -1 for a in v.row.asks) else 0 for v in views]
+        logits = array("f")
+        done = [RowDone(v.row.job, self._run_row(v, tail, logits)) for v, tail in zip(views, hiddens, strict=True)]
+        head = BatchDoneHead(batch.head.seq, done, len(batch.tokens), time.perf_counter() - started)
+        return BatchDone(head, logits.tobytes())
+
+    def _run_row(self, view: RowView, tail: int, logits: "array[float]") -> list[Answer]:
+        vocab_size = self._facts.model.vocab_size
+        hiddens = self._extend(view)
+        if self._verify:
+            self._verify_row(view, hiddens)
+        answers = []
+        for ask, history in zip(view.row.asks, view.histories, strict=True):
+            hidden = tail if ask.offset == -1 else hiddens[ask.offset]
+            answers.append(nulltext.answer(hidden, ask, history, vocab_size))
+            if ask.logits:
+                logits.extend(nulltext.row(hidden, vocab_size))
+        return answers
+
+    def _extend(self, view: RowView) -> list[int]:
+        """Writes the row's new tokens into their slots; the hidden state after each of them."""
+        size, sums = self._page_size, self._sums
+        digest = self._digest(view.pages, view.row.n_before)
+        hiddens: list[int] = []
+        for i, (token, position) in enumerate(zip(view.tokens, view.positions, strict=True), view.row.n_before):
+            page, offset = divmod(i, size)
+            slot = view.pages[page] * size + offset
+            value = splitmix64(token << 32 | position) * self._slot_weights[offset]
+            self._slots[slot] = 1 + (token << 32 | position)
+            sums[slot] = ((sums[slot - 1] if offset else 0) + value) & MASK64
+            digest = (digest + value * self._page_weights[page]) & MASK64
+            hiddens.append(splitmix64(digest ^ (i + 1)))
+        if hiddens:
+            self._tails[view.pages[-1]] = hiddens[-1]
+        return hiddens
+
+    def _digest(self, pages: Sequence[int], n: int) -> int:
+        size, last, sums = self._page_size, self._page_size - 1, self._sums
+        full, rest = divmod(n, size)
+        digest: int = sum(map(mul, [sums[p * size + last] for p in pages[:full]], self._page_weights))
+        if rest:
+            digest += sums[pages[full] * size + rest - 1] * self._page_weights[full]
+        return digest & MASK64
+
+    def _tail(self, view: RowView) -> int:
+        tail = self._tails[view.pages[(view.row.n_before - 1) // self._page_size]]
+        if self._verify and tail != self._recomputed(view, view.row.n_before):
+            raise AssertionError(f"job {view.row.job}: the tail of its {view.row.n_before} tokens is out of date")
+        return tail
+
+    def _copy(self, source: int, destination: int) -> None:
+        size = self._page_size
+        for slots in (self._slots, self._sums):
+            slots[destination * size : (destination + 1) * size] = slots[source * size : (source + 1) * size]
+        self._tails[destination] = self._tails[source]
+
+    def _check_exclusive(self, views: Sequence[RowView]) -> None:
+        """No row may see a slot that another row of the same step writes."""
+        writer: dict[int, tuple[int, int]] = {}  # page -> (index of its row, first slot it writes)
+        for i, v in enumerate(views):
+            n = v.row.n_before
+            for page in range(n // self._page_size, len(v.pages)) if v.row.n_new else ():
+                if writer.setdefault(v.pages[page], (i, max(0, n - page * self._page_size)))[0] != i:
+                    raise StepError(Errno.EINVAL, f"job {v.row.job}: page {v.pages[page]} has another writer")
+        for i, v in enumerate(views):
+            for page in writer.keys() & set(v.pages):
+                other, first = writer[page]
+                n_seen = v.row.n_before + v.row.n_new - list(v.pages).index(page) * self._page_size
+                if other != i and n_seen > first:
+                    raise StepError(Errno.EINVAL, f"job {v.row.job}: page {page} is written by another row")
+
+    def _verify_row(self, view: RowView, hiddens: Sequence[int]) -> None:
+        n = view.row.n_before + view.row.n_new
+        if hiddens and hiddens[-1] != self._recomputed(view, n):
+            raise AssertionError(f"job {view.row.job}: its sums do not agree with its slots")
+
+    def _recomputed(self, view: RowView, n: int) -> int:
+        """The hidden state after `n` tokens, from the slots alone."""
+        digest = 0
+        for i in range(n):
+            slot = self._slots[view.pages[i // self._page_size] * self._page_size + i % self._page_size]
+            if slot == 0:
+                raise AssertionError(f"job {view.row.job}: nothing was ever written for its token {i}")
+            digest += splitmix64(slot - 1) * pow(WEIGHT, i, 1 << 64)
+        return splitmix64((digest & MASK64) ^ n)
+
+
+def _powers(base: int, n: int) -> list[int]:
+    """base^0 … base^(n-1), mod 2^64."""
+    return list(accumulate(repeat(base, n - 1), lambda power, b: power * b & MASK64, initial=1))

@@ -1,0 +1,274 @@
+"""THE DOOR of a worker: one ROUTER socket, one kernel at a time, one thread that computes.
+
+The I/O thread (`Server.run`) reads messages, answers pings at once and hands batches to the compute thread, which
+runs them in the order of their arrival, each exactly once. What it has finished comes back over a deque and a byte
+in a pipe, so that a step of ten seconds never looks like a dead worker.
+
+    nobody --Hello--> attached --Detach, Hello, silence of SILENCE_LIMIT_S--> nobody
+
+All that belongs to one attachment carries its epoch. When the kernel leaves or is replaced the epoch moves on:
+batches that wait are dropped, the answer of the one that runs is thrown away, and no kernel ever hears another's.
+
+Bytes of a peer meet `wire.decode_*` and nothing else; what does not decode is counted and dropped. Never put
+scheduling, retries or any knowledge of models in here.
+"""
+
+import collections
+import contextlib
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+
+from gpuworker import wire
+from gpuworker.address import AddressError, bind
+from gpuworker.backend import Backend, StepError
+from sdk.abi.errors import Errno
+
+MAX_FAULTS = 10  # messages that do not decode; after these a peer is not listened to
+MAX_PEERS = 1024  # whose faults are remembered; the oldest is forgotten first
+MAX_QUEUED = 256  # batches that wait; a kernel that keeps the protocol sends two
+SILENCE_LIMIT_S = 15.0  # a kernel pings every few seconds
+TICK_MS = 1000  # how often silence is looked for when nothing else happens
+CLOSE_LIMIT_S = 1.0  # for the running step to end and for the goodbye to leave
+
+Work = tuple[int, "wire.Batch | wire.BatchFailed"]  # with the epoch it belongs to
+Result = tuple[int, list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """The kernel that this worker serves."""
+
+    peer: bytes  # its address on the socket
+    kernel: str  # its name
+
+
+class Server:
+    """Serves one backend on one address. Listening begins at once, so that a bad address is known before a model is
+    loaded; a kernel that says hello meanwhile is answered when `run` begins."""
+
+    def __init__(
+        self,
+        listen: str,
+        *,
+        name: str,
+        end_on_detach: bool = False,
+        log: Callable[[str], None] = lambda line: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Binds. Raises AddressError."""
+        self._name, self._end_on_detach, self._log, self._clock = name, end_on_detach, log, clock
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._router = bind(self._context, listen)
+        except AddressError:
+            self._context.term()
+            raise
+        self.address: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._wake_r, self._wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(self._wake_w, False)
+        self._attached: Attachment | None = None
+        self._heard_at = 0.0
+        self._epoch = 0  # written by the I/O thread, read by the compute thread
+        self._faults: collections.OrderedDict[bytes, int] = collections.OrderedDict()
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._results: collections.deque[Result] = collections.deque()
+        self._end: str | None = None
+        self._n_batches = self._n_tokens = 0
+        self.crash: str | None = None  # the bug that ended the compute thread
+        self._compute: threading.Thread | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ends `run` soon; the first reason counts. For any thread, and for signal handlers."""
+        self._end = self._end or reason
+        self._wake()
+
+    def run(self, backend: Backend, watch: Callable[[], str | None] = lambda: None) -> str:
+        """Serves until there is a reason to end, and returns it: from `stop`, from a kernel that leaves, from a crash,
+        or from `watch`, which is called at every message and every second."""
+        self._backend, self._facts = backend, backend.info()
+        self._compute = threading.Thread(target=self._compute_all, name="compute", daemon=True)
+        self._compute.start()
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._wake_r, zmq.POLLIN)
+        try:
+            while self._end is None:
+                ready = dict(poller.poll(TICK_MS))
+                if self._wake_r in ready:
+                    os.read(self._wake_r, 4096)
+                self._send_results()
+                if self._router in ready:
+                    self._receive()
+                else:  # only then is it silence: after a pause of this process, what was said meanwhile comes first
+                    self._detach_if_silent()
+                self._end = self._end or watch()
+            self._send_results()
+            return self._end
+        finally:
+            self._work.put(None)
+            if self._attached is not None:
+                self._detach(self._end or "the worker failed", tell=True)
+            self._compute.join(CLOSE_LIMIT_S)
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether a step was still running when `run` gave up waiting for it."""
+        return self._compute is not None and self._compute.is_alive()
+
+    def close(self) -> None:
+        """Gives up the address."""
+        self._router.close(linger=int(CLOSE_LIMIT_S * 1000))  # only here, so that a goodbye leaves
+        self._context.term()
+        if not self.is_computing:  # which would wake us up once more
+            os.close(self._wake_r)
+            os.close(self._wake_w)
+            self._wake_w = -1
+
+    # --- the I/O thread -----------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        peer, *frames = self._router.recv_multipart()
+        if self._faults.get(peer, 0) >= MAX_FAULTS:
+            return
+        try:
+            if frames and frames[0][:1] == b"{":  # a greeting is JSON; no message after it can begin so
+                self._greet(peer, wire.decode_greeting(frames))
+                return
+            message = wire.decode_to_worker(frames)
+            if self._attached is not None and peer == self._attached.peer:
+                self._obey(self._attached, message)
+            else:  # a kernel that was asleep, and has not heard that it was given up
+                self._send(peer, wire.encode(wire.Bye("you are not attached: say hello first")))
+        except wire.WireError as e:
+            self._count_fault(peer, e)
+
+    def _count_fault(self, peer: bytes, error: wire.WireError) -> None:
+        n = self._faults[peer] = self._faults.pop(peer, 0) + 1
+        while len(self._faults) > MAX_PEERS:
+            self._faults.popitem(last=False)
+        self._log(f"dropped a message: {error}")
+        if n == MAX_FAULTS:
+            self._log(f"{n} messages of one peer did not decode: it is not listened to any more")
+            if self._attached is not None and peer == self._attached.peer:
+                self._detach(f"{n} of its messages did not decode", tell=True)
+
+    def _greet(self, peer: bytes, message: wire.Greeting) -> None:
+        if not isinstance(message, wire.Hello):
+            raise wire.WireError("a greeting of a worker, sent to a worker")
+        if message.schema != wire.WIRE_HASH or message.protocol != wire.PROTOCOL:
+            theirs, ours = f"{message.protocol} {message.schema}", f"{wire.PROTOCOL} {wire.WIRE_HASH}"
+            reason = f"the kernel speaks {theirs}, the worker {ours}: install one version on both"
+            return self._refuse(peer, reason)
+        self._detach_if_silent()
+        if self._attached is not None:
+            if self._attached.kernel != message.kernel:
+                return self._refuse(peer, f"this worker serves kernel {self._attached.kernel} already")
+            self._detach("it said hello again")
+        self._attached = Attachment(peer, message.kernel)
+        self._heard_at = self._clock()
+        f = self._facts
+        welcome = wire.Welcome(
+            schema=wire.WIRE_HASH,
+            worker=self._name,
+            os_pid=os.getpid(),
+            device=f.device,
+            attention=f.attention,
+            model=f.model,
+            n_pages=f.n_pages,
+            max_rows=f.max_rows,
+            max_batch_tokens=f.max_batch_tokens,
+        )
+        self._send(peer, wire.encode_greeting(welcome))
+        self._log(f"attached to kernel {message.kernel}")
+
+    def _refuse(self, peer: bytes, reason: str) -> None:
+        self._log(f"refused a kernel: {reason}")
+        self._send(peer, wire.encode_greeting(wire.Refused(wire.WIRE_HASH, reason)))
+
+    def _obey(self, attached: Attachment, message: wire.GetAssets | wire.Ping | wire.Detach | wire.Batch) -> None:
+        self._heard_at = self._clock()
+        match message:
+            case wire.Batch():
+                self._work.put((self._epoch, self._admitted(message)))
+            case wire.Ping(nonce):
+                self._send(attached.peer, wire.encode(wire.Pong(nonce, self._n_batches, self._n_tokens)))
+            case wire.GetAssets():
+                self._send(attached.peer, wire.encode(self._backend.assets()))
+            case wire.Detach(reason):
+                self._detach(f"it left: {reason}", tell=True)
+                if self._end_on_detach:
+                    self._end = "the kernel left"
+
+    def _admitted(self, batch: wire.Batch) -> wire.Batch | wire.BatchFailed:
+        """The batch, or the failure that takes its place in the queue, so that answers keep their order."""
+        if self._work.qsize() < MAX_QUEUED:
+            return batch
+        return wire.BatchFailed(batch.head.seq, Errno.EBUSY, f"{MAX_QUEUED} batches wait: send fewer ahead")
+
+    def _detach_if_silent(self) -> None:
+        if self._attached is not None and self._clock() - self._heard_at > SILENCE_LIMIT_S:
+            self._detach(f"silent for {SILENCE_LIMIT_S:.0f} s", tell=True)
+
+    def _detach(self, why: str, tell: bool = False) -> None:
+        """Forgets the kernel and all it has asked for. `tell` it: for this kernel the worker is gone."""
+        assert self._attached is not None
+        left, self._attached = self._attached, None
+        self._epoch += 1
+        self._log(f"detached from kernel {left.kernel}: {why}")
+        if tell:
+            self._send(left.peer, wire.encode(wire.Bye(why)))
+
+    def _send_results(self) -> None:
+        while self._results:
+            epoch, frames = self._results.popleft()
+            if self._attached is not None and epoch == self._epoch:
+                self._send(self._attached.peer, frames)
+
+    def _send(self, peer: bytes, frames: list[bytes]) -> None:
+        """Never waits. A kernel that cannot be sent an answer is given up: it would wait for that answer for ever."""
+        try:
+            self._router.send_multipart([peer, *frames], zmq.DONTWAIT)
+        except zmq.ZMQError as e:  # EHOSTUNREACH: gone; EAGAIN: it has not read a thousand messages
+            if self._attached is not None and peer == self._attached.peer:
+                self._detach(f"cannot send to it: {e.strerror}")
+
+    # --- the compute thread -------------------------------------------------------------------------------------
+
+    def _compute_all(self) -> None:
+        while (work := self._work.get()) is not None:
+            epoch, batch = work
+            if epoch != self._epoch:
+                continue
+            answer = self._answer(batch)
+            self._n_batches += 1
+            if isinstance(answer, wire.BatchDone):
+                self._n_tokens += answer.head.n_tokens
+            self._results.append((epoch, wire.encode(answer)))
+            self._wake()
+            if self.crash is not None:
+                return self.stop(self.crash)
+
+    def _answer(self, batch: wire.Batch | wire.BatchFailed) -> wire.BatchDone | wire.BatchFailed:
+        if isinstance(batch, wire.BatchFailed):
+            return batch
+        try:
+            return self._backend.run(batch)
+        except StepError as e:
+            return wire.BatchFailed(batch.head.seq, e.errno, e.detail)
+        except Exception as e:
+            # Nobody knows what the pages hold now, and a device that has faulted stays so: the worker must end.
+            traceback.print_exc()
+            self.crash = f"the worker failed: {type(e).__name__}: {e}"
+            return wire.BatchFailed(batch.head.seq, Errno.EIO, self.crash)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # the pipe is full of wake-ups already, or `run` is over
+            os.write(self._wake_w, b"\0")

@@ -1,0 +1,208 @@
+"""What is behind the unix socket: everything that this machine's owner may do. `sdk/client.py` is the other side.
+
+    POST /run                run a file or an installed program; a line of JSON per event (see respond.Lines)
+    POST /ps/PID/input       a line for the program's `input`, or the end of input
+    GET  /ps                 running processes
+    POST /kill/PID
+    GET  /fs/ls  /fs/stat    ?path=        POST /fs/rm
+    GET  /workers            POST /workers/attach  /workers/detach
+    GET  /programs           GET /describe  ?file= or ?program=
+
+Whoever may open the socket is trusted, and nobody else can: its mode is 0600 (`server.py`). Errors are the same
+objects as on the port.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, to_builtins
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from kernel.client import Client
+from kernel.core import AttachError, Kernel
+from kernel.frontdoor.body import read_as
+from kernel.frontdoor.errors import Refusal
+from kernel.frontdoor.openai import json_response
+from kernel.frontdoor.public import HANDLERS
+from kernel.frontdoor.respond import Lines
+from kernel.loader import LoadError, Program, installed, load_file, load_installed, options
+from kernel.workers import Worker
+from sdk.abi.errors import NotADirectory
+from sdk.abi.values import Pid, Stat
+
+OWNER = "local"  # of everything that is started through the socket
+
+
+class RunRequest(Struct, forbid_unknown_fields=True):
+    """`args` are JSON values by name, or the words of a command line."""
+
+    file: str | None = None
+    program: str | None = None
+    args: dict[str, Any] | list[str] = {}
+    interactive: bool = False  # the client will answer `input`
+    detach: bool = False  # the program outlives the request, and nobody sees its events
+
+
+class InputRequest(Struct, forbid_unknown_fields=True):
+    line: str | None  # None: there will be no more
+
+
+class PathRequest(Struct, forbid_unknown_fields=True):
+    path: str
+
+
+class WorkerRequest(Struct, forbid_unknown_fields=True):
+    address: str
+
+
+class Admin:
+    """The endpoints."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.routes = [
+            Route("/run", self.run, methods=["POST"]),
+            Route("/ps", self.ps),
+            Route("/ps/{pid:int}/input", self.input, methods=["POST"]),
+            Route("/kill/{pid:int}", self.kill, methods=["POST"]),
+            Route("/fs/ls", self.ls),
+            Route("/fs/stat", self.stat),
+            Route("/fs/rm", self.rm, methods=["POST"]),
+            Route("/workers", self.workers),
+            Route("/workers/attach", self.attach, methods=["POST"]),
+            Route("/workers/detach", self.detach, methods=["POST"]),
+            Route("/programs", self.programs),
+            Route("/describe", self.describe),
+        ]
+
+    async def _read(self, request: Request, tp: Any) -> Any:
+        return await read_as(request, self.kernel.config.max_body_bytes, tp)
+
+    # --- programs ---
+
+    async def run(self, request: Request) -> Response:
+        kernel = self.kernel
+        wanted: RunRequest = await self._read(request, RunRequest)
+        program = _program(wanted.file, wanted.program)
+        try:
+            if isinstance(wanted.args, list):
+                args = program.bind(options(wanted.args), text=True)
+            else:
+                args = program.bind(wanted.args, text=False)
+        except LoadError as e:
+            raise Refusal(400, str(e), code="EINVAL") from None
+        if wanted.detach:
+            return json_response({"pid": kernel.spawn(program, args, owner=OWNER, client=None).pid})
+        client = Client(interactive=wanted.interactive, n_buffered_max=kernel.config.max_client_events)
+        return Lines(kernel, program, args, owner=OWNER, client=client)
+
+    async def programs(self, request: Request) -> Response:
+        return json_response([{"name": name, "doc": doc} for name, doc in installed().items()])
+
+    async def describe(self, request: Request) -> Response:
+        query = request.query_params
+        return json_response(_program(query.get("file"), query.get("program")).describe())
+
+    # --- processes ---
+
+    async def ps(self, request: Request) -> Response:
+        return json_response(self.kernel.ps())
+
+    async def kill(self, request: Request) -> Response:
+        self.kernel.kill(Pid(request.path_params["pid"]), "killed by the operator")
+        return json_response({})
+
+    async def input(self, request: Request) -> Response:
+        pid = request.path_params["pid"]
+        wanted: InputRequest = await self._read(request, InputRequest)
+        process = self.kernel.processes.get(Pid(pid))
+        client = None if process is None else process.client
+        if client is None:
+            raise Refusal(404, f"no process {pid} waits for input", code="ESRCH")
+        if wanted.line is None:
+            client.no_more_input()
+        elif not client.answer(wanted.line):
+            raise Refusal(409, f"process {pid} does not wait for input now", code="EBUSY")
+        return json_response({})
+
+    # --- files ---
+
+    async def ls(self, request: Request) -> Response:
+        """Entries of a directory with what `stat` says of each; of a file, the file itself."""
+        fs, path = self.kernel.fs, request.query_params.get("path", "/")
+        try:
+            names = [entry.name for entry in fs.readdir(path)]
+        except NotADirectory:
+            return json_response([_listed(path, fs.stat(path))])
+        return json_response([_listed(name, fs.stat(f"{path.rstrip('/')}/{name}")) for name in names])
+
+    async def stat(self, request: Request) -> Response:
+        return json_response(self.kernel.fs.stat(request.query_params.get("path", "/")))
+
+    async def rm(self, request: Request) -> Response:
+        wanted: PathRequest = await self._read(request, PathRequest)
+        self.kernel.fs.unlink(wanted.path, self.kernel.now())
+        return json_response({})
+
+    # --- workers ---
+
+    async def workers(self, request: Request) -> Response:
+        return json_response([self._worker(worker) for worker in self.kernel.workers])
+
+    async def attach(self, request: Request) -> Response:
+        wanted: WorkerRequest = await self._read(request, WorkerRequest)
+        try:
+            return json_response(self._worker(await self.kernel.attach(wanted.address)))
+        except AttachError as e:
+            raise Refusal(400, str(e), code="EINVAL") from None
+
+    async def detach(self, request: Request) -> Response:
+        wanted: WorkerRequest = await self._read(request, WorkerRequest)
+        try:
+            await self.kernel.detach(wanted.address)
+        except AttachError as e:
+            raise Refusal(400, str(e), code="EINVAL") from None
+        return json_response({})
+
+    def _worker(self, worker: Worker) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "name": worker.name,
+            "state": worker.state.value,
+            "local_pid": worker.local_pid,
+            "silent_s": self.kernel.now() - worker.heard,
+            "n_batches": worker.n_batches,
+            "n_tokens": worker.n_tokens,
+            "step_s": worker.step_s,
+        }
+        if worker.welcome is not None:
+            w = worker.welcome
+            shown |= {"device": w.device, "attention": w.attention, "model": w.model.name, "dtype": w.model.dtype}
+        usage = self.kernel.fs.devices().get(worker.name)
+        return shown if usage is None else shown | usage._asdict()
+
+
+def _program(file: str | None, name: str | None) -> Program:
+    """Raises Refusal."""
+    try:
+        if file is not None and name is None:
+            if not file.startswith("/"):
+                raise LoadError(f"{file} is no absolute path, and the kernel does not know what it is relative to")
+            return load_file(Path(file))
+        if name is not None and file is None:
+            return load_installed(name)
+    except LoadError as e:
+        raise Refusal(400, str(e), code="ENOENT") from None
+    raise Refusal(400, "name either a file or a program", code="EINVAL")
+
+
+def _listed(name: str, stat: Stat) -> dict[str, Any]:
+    found: dict[str, Any] = to_builtins(stat)
+    return {"name": name} | found
+
+
+def admin_app(kernel: Kernel) -> ASGIApp:
+    return Starlette(routes=Admin(kernel).routes, exception_handlers=HANDLERS)

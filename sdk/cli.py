@@ -1,0 +1,240 @@
+"""`lip`: run programs, and look after the kernel they run in.
+
+Every command talks to the kernel over its unix socket (`sdk/client.py`); `lip run` starts a kernel of its own when
+none is there. Errors are one line on standard error. Exit status: the program's own; 2 for wrong use; 1 when the
+kernel refused; 130 after Ctrl-C.
+"""
+
+import asyncio
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sdk.client import Client, KernelError, NoKernel
+from sdk.runner import Run, complain
+
+WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="lip",
+    help="Run LLM programs, and look after the kernel they run in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+worker = typer.Typer(no_args_is_help=True, help="The workers that serve the model.")
+app.add_typer(worker, name="worker")
+
+Socket = Annotated[Path | None, typer.Option("--socket", help="the kernel's socket, if it is not where it usually is")]
+
+
+@app.callback()
+def options(ctx: typer.Context, socket: Socket = None) -> None:
+    ctx.obj = socket
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+# --- running commands -------------------------------------------------------------------------------------------
+
+
+def execute(command: Coroutine[Any, Any, int | None]) -> None:
+    """Run a command to its exit status. Whatever ends it, it ends in order."""
+
+    async def interruptible() -> int | None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        return await command
+
+    try:
+        status = asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        status = INTERRUPTED
+    except KernelError as e:
+        complain(str(e))
+        status = WRONG_USE if isinstance(e, NoKernel) or 400 <= e.status < 500 else FAILED
+    raise typer.Exit(status or 0)
+
+
+def with_kernel(ctx: typer.Context, command: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+    """Run a command that needs a running kernel."""
+
+    async def connected() -> None:
+        async with Client(ctx.obj) as client:
+            await command(client)
+
+    execute(connected())
+
+
+def table(rows: Sequence[Sequence[object]], *head: str) -> None:
+    """Columns on standard output, never cut where nobody sees a screen."""
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    grid = Table(*head, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    with console.capture() as capture:
+        console.print(grid)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+# --- run --------------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    no_args_is_help=True,
+)
+def run(
+    ctx: typer.Context,
+    program: Annotated[str, typer.Argument(help="a Python file, or the name of an installed program")],
+    json: Annotated[bool, typer.Option("--json", help="print the result and nothing else")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="print the pid and leave the program running")] = False,
+    kernel_arg: Annotated[
+        list[str] | None, typer.Option(help="option of `python -m kernel`, when one is started; repeat for more")
+    ] = None,
+) -> None:
+    """Run PROGRAM with its parameters: `lip run FILE|NAME --parameter value ...`; `--help` shows them."""
+    if program in ("-h", "--help"):
+        print(ctx.get_help())
+        return
+    options = [word for given in kernel_arg or [] for word in shlex.split(given)]
+    execute(Run(ctx.obj, program, ctx.args, options, json).go(detach=detach))
+
+
+# --- looking after ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def ps(ctx: typer.Context) -> None:
+    """List running programs."""
+
+    async def show(client: Client) -> None:
+        rows = [
+            (
+                p["pid"],
+                p["ppid"] or "-",
+                p["state"],
+                p["wait"] or "-",
+                f"{p['age_s']:.1f}",
+                p["n_threads"],
+                p["n_files"],
+                p["usage"]["n_prompt_tokens"],
+                p["usage"]["n_generated_tokens"],
+                f"{p['usage']['cpu_s']:.2f}",
+                p["name"],
+            )
+            for p in await client.ps()
+        ]
+        table(
+            rows, "PID", "PPID", "STATE", "WAITS FOR", "AGE", "THREADS", "FILES", "PROMPT", "GENERATED", "CPU", "NAME"
+        )
+
+    with_kernel(ctx, show)
+
+
+@app.command()
+def kill(ctx: typer.Context, pid: int) -> None:
+    """End a program."""
+    with_kernel(ctx, lambda client: client.kill(pid))
+
+
+@app.command()
+def programs(ctx: typer.Context) -> None:
+    """List installed programs."""
+
+    async def show(client: Client) -> None:
+        table([(p["name"], p["doc"]) for p in await client.programs()], "NAME", "WHAT IT DOES")
+
+    with_kernel(ctx, show)
+
+
+@app.command()
+def ls(ctx: typer.Context, path: Annotated[str, typer.Argument(help="a directory")] = "/") -> None:
+    """List KV files."""
+
+    async def show(client: Client) -> None:
+        rows = [
+            (
+                "d" if f["kind"] == "directory" else "lost" if f["lost"] else "-",
+                f["owner"],
+                f["n_tokens"],
+                f["n_pages"],
+                f["n_shared_pages"],
+                f["n_open"],
+                f["name"] + ("/" if f["kind"] == "directory" else ""),
+            )
+            for f in await client.ls(path)
+        ]
+        table(rows, "KIND", "OWNER", "TOKENS", "PAGES", "SHARED", "OPEN", "NAME")
+
+    with_kernel(ctx, show)
+
+
+@app.command()
+def stat(ctx: typer.Context, path: str) -> None:
+    """Show what is known of one KV file."""
+
+    async def show(client: Client) -> None:
+        for name, value in (await client.stat(path)).items():
+            print(f"{name:>14}  {value}")
+
+    with_kernel(ctx, show)
+
+
+@app.command()
+def rm(ctx: typer.Context, path: str) -> None:
+    """Remove a KV file, or an empty directory."""
+    with_kernel(ctx, lambda client: client.rm(path))
+
+
+@worker.command("list")
+def worker_list(ctx: typer.Context) -> None:
+    """List attached workers."""
+
+    async def show(client: Client) -> None:
+        rows = [
+            (
+                w["name"],
+                w["state"],
+                w.get("device", "-"),
+                w.get("model", "-"),
+                w.get("n_free", "-"),
+                w.get("n_pages", "-"),
+                w["n_batches"],
+                w["n_tokens"],
+            )
+            for w in await client.workers()
+        ]
+        table(rows, "ADDRESS", "STATE", "DEVICE", "MODEL", "FREE PAGES", "PAGES", "BATCHES", "TOKENS")
+
+    with_kernel(ctx, show)
+
+
+@worker.command("attach")
+def worker_attach(ctx: typer.Context, address: str) -> None:
+    """Attach the worker that listens at ADDRESS (tcp://HOST:PORT)."""
+
+    async def attach(client: Client) -> None:
+        found = await client.attach(address)
+        print(f"{found['name']} serves {found['model']} on {found['device']}")
+
+    with_kernel(ctx, attach)
+
+
+@worker.command("detach")
+def worker_detach(ctx: typer.Context, address: str) -> None:
+    """Let the worker at ADDRESS go; programs with files on it get EIO."""
+    with_kernel(ctx, lambda client: client.detach(address))

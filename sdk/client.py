@@ -1,0 +1,213 @@
+"""The other side of the kernel's unix socket, for `lip` and for scripts of this machine's owner.
+
+    async with Client() as kernel:
+        async for event in kernel.run(program="chat", args={"prompt": "Hello"}):
+            ...
+
+One method for each endpoint of `kernel/frontdoor/admin.py`; answers are plain dicts and lists, as they came. Every
+failure is a `KernelError` of one line.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from sdk.abi.paths import check_private, socket_path
+
+CONNECT_S = 5.0
+
+
+class KernelError(Exception):
+    """The kernel refused a request or could not be asked; the text is one line. `status` is HTTP's, 0 without one."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NoKernel(KernelError):
+    """Nothing listens on the socket."""
+
+
+class Exit(Struct, frozen=True):
+    """How a program ended, as `ExitStatus`, with the result decoded."""
+
+    pid: int
+    code: int
+    result: Any = None
+    error: str = ""
+    traceback: str = ""
+
+
+class Event(Struct, frozen=True):
+    """One thing that happened to a program; exactly one of `pid`, `emit`, `prompt` and `exit` is set."""
+
+    pid: int | None = None  # it was started
+    emit: Any | UnsetType = UNSET  # it emitted this, on `stream`
+    stream: str | None = None
+    prompt: str | None = None  # it wants a line: answer with `Client.input`
+    exit: Exit | None = None  # it ended; the last event
+
+
+class Client:
+    """A connection to the kernel that listens at `path` (default: where it listens unless told otherwise)."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = socket_path() if path is None else path
+        transport = httpx.AsyncHTTPTransport(uds=str(self.path), limits=httpx.Limits(max_connections=None))
+        timeout = httpx.Timeout(None, connect=CONNECT_S)  # a program may be silent for as long as it likes
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://kernel", timeout=timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    # --- programs ---
+
+    async def run(
+        self,
+        *,
+        file: Path | None = None,
+        program: str | None = None,
+        args: Mapping[str, Any] | Sequence[str] = {},
+        interactive: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        """Run a file or an installed program and follow it to its end; leaving the loop ends it.
+
+        `args` are values by name, or the words of a command line. With `interactive` the program may ask for
+        lines. Raises KernelError (status 400 for a program that cannot be loaded or arguments that do not fit).
+        """
+        body = _run_request(file, program, args) | {"interactive": interactive}
+        self._check()
+        try:
+            async with self._http.stream("POST", "/run", content=msgspec.json.encode(body)) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _refusal(response)
+                async for line in response.aiter_lines():
+                    yield msgspec.json.decode(line, type=Event)
+        except httpx.TransportError as e:
+            raise self._lost(e) from None
+
+    async def start(
+        self, *, file: Path | None = None, program: str | None = None, args: Mapping[str, Any] | Sequence[str] = {}
+    ) -> int:
+        """Start a program that goes on without us; returns its pid. Raises as `run` does."""
+        found = await self._post("/run", _run_request(file, program, args) | {"detach": True})
+        pid: int = found["pid"]
+        return pid
+
+    async def input(self, pid: int, line: str | None) -> None:
+        """Answer a prompt; None: there will be no more lines."""
+        await self._post(f"/ps/{pid}/input", {"line": line})
+
+    async def programs(self) -> list[dict[str, Any]]:
+        """Installed programs: `name` and `doc`."""
+        found: list[dict[str, Any]] = await self._get("/programs")
+        return found
+
+    async def describe(self, *, file: Path | None = None, program: str | None = None) -> dict[str, Any]:
+        """What a program takes: `name`, `doc`, `parameters`, `schema`."""
+        query = {"file": str(file.absolute())} if file is not None else {"program": program or ""}
+        found: dict[str, Any] = await self._get("/describe", **query)
+        return found
+
+    # --- processes ---
+
+    async def ps(self) -> list[dict[str, Any]]:
+        """Running processes, as `ProcessInfo`."""
+        found: list[dict[str, Any]] = await self._get("/ps")
+        return found
+
+    async def kill(self, pid: int) -> None:
+        """Begin to end a process."""
+        await self._post(f"/kill/{pid}", {})
+
+    # --- files ---
+
+    async def ls(self, path: str = "/") -> list[dict[str, Any]]:
+        """Entries of a directory: `name` and the fields of `Stat`."""
+        found: list[dict[str, Any]] = await self._get("/fs/ls", path=path)
+        return found
+
+    async def stat(self, path: str) -> dict[str, Any]:
+        """`Stat` of a file or directory."""
+        found: dict[str, Any] = await self._get("/fs/stat", path=path)
+        return found
+
+    async def rm(self, path: str) -> None:
+        """Remove the name of a file, or an empty directory."""
+        await self._post("/fs/rm", {"path": path})
+
+    # --- workers ---
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """Attached workers, with what they have done."""
+        found: list[dict[str, Any]] = await self._get("/workers")
+        return found
+
+    async def attach(self, address: str) -> dict[str, Any]:
+        """Attach the worker that listens at `address`."""
+        found: dict[str, Any] = await self._post("/workers/attach", {"address": address})
+        return found
+
+    async def detach(self, address: str) -> None:
+        """Let a worker go."""
+        await self._post("/workers/detach", {"address": address})
+
+    # --- the wire ---
+
+    async def _get(self, endpoint: str, /, **query: str) -> Any:
+        return await self._request("GET", endpoint, params=query)
+
+    async def _post(self, path: str, body: Any) -> Any:
+        return await self._request("POST", path, content=msgspec.json.encode(body))
+
+    async def _request(self, method: str, path: str, **options: Any) -> Any:
+        self._check()
+        try:
+            response = await self._http.request(method, path, **options)
+        except httpx.TransportError as e:
+            raise self._lost(e) from None
+        if response.status_code != 200:
+            raise _refusal(response)
+        return msgspec.json.decode(response.content)
+
+    def _check(self) -> None:
+        """That whatever listens there is ours. Raises KernelError."""
+        try:
+            check_private(self.path)
+        except FileNotFoundError:
+            raise self._no_kernel() from None
+        except PermissionError as e:
+            raise KernelError(str(e)) from None
+
+    def _lost(self, error: httpx.TransportError) -> KernelError:
+        if isinstance(error, httpx.ConnectError):
+            return self._no_kernel()
+        return KernelError("the kernel went away in the middle of the request")
+
+    def _no_kernel(self) -> NoKernel:
+        return NoKernel("no kernel is running; start one with `python -m kernel`")
+
+
+def _run_request(file: Path | None, program: str | None, args: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    given = dict(args) if isinstance(args, Mapping) else list(args)
+    return {"file": None if file is None else str(file.absolute()), "program": program, "args": given}
+
+
+def _refusal(response: httpx.Response) -> KernelError:
+    try:
+        message = msgspec.json.decode(response.content)["error"]["message"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        message = f"the kernel answered {response.status_code}"
+    return KernelError(message, response.status_code)

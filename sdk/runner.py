@@ -1,0 +1,173 @@
+"""One `lip run`: find or start a kernel, run the program, show it, answer it.
+
+The kernel is the one that listens on the socket, or else one that is started for this run and ends with it. When
+this process is interrupted the connection closes, and that ends the program (`kernel/frontdoor/respond.py`).
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sdk import launch
+from sdk.client import Client, KernelError, NoKernel
+from sdk.screen import Screen
+
+
+def complain(message: str) -> None:
+    """How every command of `lip` says what is wrong."""
+    print(f"lip: {message}", file=sys.stderr, flush=True)
+
+
+class Run:
+    """One `lip run`."""
+
+    def __init__(
+        self, socket: Path | None, target: str, words: Sequence[str], options: Sequence[str], json_only: bool
+    ) -> None:
+        self.socket = socket
+        self.target = target
+        self.words = words
+        self.options = options  # of a kernel that is started for this run
+        self.screen = Screen(Console(), json_only=json_only)
+        self.stdin = InputLines(0)
+        is_file = "/" in target or target.endswith(".py")
+        self.program: dict[str, Any] = {"file": Path(target)} if is_file else {"program": target}
+
+    async def go(self, *, detach: bool) -> int:
+        """Raises KernelError."""
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(Client(self.socket))
+            running = await is_running(client)
+            if {"--help", "-h"} & set(self.words):
+                show_help(self.target, await self.describe(client if running else None))
+                return 0
+            if detach:
+                print(await client.start(**self.program, args=self.words))
+                return 0
+            if not running:
+                await launch.describe(self.target, self.words)  # a mistake is told before a model is loaded
+                client = await self.start_kernel(stack)
+            return await self.follow(client)
+
+    async def describe(self, client: Client | None) -> dict[str, Any]:
+        if client is not None:
+            return await client.describe(**self.program)
+        return await launch.describe(self.target, ["--help"])
+
+    async def start_kernel(self, stack: AsyncExitStack) -> Client:
+        """A kernel for this run alone; what it says while it starts is shown in one place."""
+        errors = Console(stderr=True)
+        spinner = errors.status("starting a kernel") if errors.is_terminal else None
+        ready = False
+
+        def on_line(line: str) -> None:
+            if spinner is not None and not ready:
+                spinner.update(line.strip())
+            else:
+                print(line, file=sys.stderr, flush=True)
+
+        if spinner is not None:
+            spinner.start()
+        try:
+            return await stack.enter_async_context(launch.private_kernel(self.options, on_line))
+        finally:
+            ready = True
+            if spinner is not None:
+                spinner.stop()
+
+    async def follow(self, client: Client) -> int:
+        """Run the program and show what happens. Returns its exit status. Raises KernelError."""
+        pid, ended = 0, None
+        answers: set[asyncio.Task[None]] = set()
+        try:
+            async with aclosing(client.run(**self.program, args=self.words, interactive=True)) as events:
+                async for event in events:
+                    if event.pid is not None:
+                        pid = event.pid
+                    elif event.prompt is not None:
+                        answers.add(asyncio.create_task(self.answer(client, pid, event.prompt)))
+                    elif event.exit is not None:
+                        ended = event.exit
+                    else:
+                        self.screen.emit(event.emit, event.stream)
+        finally:
+            for task in answers:
+                task.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+            self.screen.end(ended)
+        if ended is None:
+            raise KernelError("the kernel went away before the program ended", 503)
+        if ended.error:
+            sys.stderr.write(ended.traceback)
+            complain(ended.error)
+        return ended.code
+
+    async def answer(self, client: Client, pid: int, prompt: str) -> None:
+        """Give the program a line of standard input. Other events are shown meanwhile."""
+        async with self.stdin.turn:
+            self.screen.ask(prompt)
+            with suppress(KernelError):  # it has ended in the meantime
+                await client.input(pid, await self.stdin.next())
+
+
+async def is_running(client: Client) -> bool:
+    """Whether a kernel listens there. Raises KernelError when somebody else does."""
+    try:
+        await client.ps()
+    except NoKernel:
+        return False
+    return True
+
+
+def show_help(target: str, found: dict[str, Any]) -> None:
+    """A program's own parameters."""
+    print(f"Usage: lip run {target} [--parameter value ...]\n\n{found['doc']}".rstrip())
+    rows = [
+        (f"  --{p['name'].replace('_', '-')}", p["type"], "required" if p["required"] else f"default {p['default']}")
+        for p in found["parameters"]
+    ]
+    if rows:
+        print("\nParameters:")
+        for name, tp, default in rows:
+            print(f"{name:<{max(len(row[0]) for row in rows)}}  {tp:<{max(len(row[1]) for row in rows)}}  {default}")
+
+
+class InputLines:
+    """Lines of a file descriptor, read when asked for and without blocking the event loop."""
+
+    def __init__(self, fd: int) -> None:
+        self.turn = asyncio.Lock()  # of whoever reads the next line
+        self._fd = fd
+        self._buffer = b""
+
+    async def next(self) -> str | None:
+        """The next line without its end; None at the end of input."""
+        while b"\n" not in self._buffer:
+            await self._readable()
+            data = os.read(self._fd, 65536)
+            if not data:
+                if not self._buffer:
+                    return None
+                data = b"\n"
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode(errors="replace")
+
+    async def _readable(self) -> None:
+        """Wait until reading would not block. Regular files never do, and cannot be polled."""
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        try:
+            loop.add_reader(self._fd, ready.set)
+        except OSError:
+            return
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(self._fd)

@@ -1,0 +1,208 @@
+"""Every system call as an async function. GENERATED from sdk/abi/calls.py by `python -m sdk.abi --write`.
+
+`sdk.kv`, `sdk.model`, `sdk.process` and `sdk.channel` are the friendlier spelling; docs/syscalls.md is the manual.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdk.abi import calls
+from sdk.abi.trap import trap
+from sdk.abi.values import (
+    Chunk,
+    Decoding,
+    DirEntry,
+    Distribution,
+    ExitStatus,
+    Fd,
+    Generation,
+    Message,
+    ModelInfo,
+    OpenMode,
+    Pid,
+    Stat,
+    Usage,
+    Want,
+)
+
+
+async def pred(
+    fd: Fd,
+    *,
+    tokens: Sequence[int] = (),
+    positions: Sequence[int] | None = None,
+    want: Want = Want(),  # noqa: B008
+) -> list[Distribution]:
+    """Run the model over `tokens`, appended to the open file, and return what `want` asks for."""
+    return await trap(
+        calls.Pred(fd=fd, tokens=list(tokens), positions=None if positions is None else list(positions), want=want)
+    )
+
+
+async def generate(fd: Fd, *, prompt: Sequence[int] = (), decoding: Decoding = Decoding()) -> Generation:  # noqa: B008
+    """Append `prompt`, then sample and append tokens as `decoding` says, without waking the caller in between."""
+    return await trap(calls.Generate(fd=fd, prompt=list(prompt), decoding=decoding))
+
+
+async def stream(fd: Fd, *, prompt: Sequence[int] = (), decoding: Decoding = Decoding()) -> Fd:  # noqa: B008
+    """Begin what `generate` does and return a handle at once; `read` yields the tokens as they come."""
+    return await trap(calls.Stream(fd=fd, prompt=list(prompt), decoding=decoding))
+
+
+async def read(fd: Fd) -> Chunk:
+    """Wait for the next tokens of a stream and return all that has come since the last read."""
+    return await trap(calls.Read(fd=fd))
+
+
+async def model_info() -> ModelInfo:
+    """Facts of the model that is served. ENODEV: no worker has brought one yet."""
+    return await trap(calls.GetModelInfo())
+
+
+async def tokenize(text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+    """The tokens of `text`. `add_special` puts the model's begin-of-sequence token first, where it has one;
+    `parse_special` reads special tokens such as `<|im_end|>` in the text as such rather than as letters.
+    """
+    return await trap(calls.Tokenize(text=text, add_special=add_special, parse_special=parse_special))
+
+
+async def detokenize(tokens: Sequence[int], *, skip_special: bool = False) -> str:
+    """The text of `tokens`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out."""
+    return await trap(calls.Detokenize(tokens=list(tokens), skip_special=skip_special))
+
+
+async def apply_chat_template(messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    """The tokens of a chat, as the model's own template spells it (rendered in a sandbox)."""
+    return await trap(calls.ApplyChatTemplate(messages=list(messages), add_generation_prompt=add_generation_prompt))
+
+
+async def open(path: str, *, mode: OpenMode = OpenMode.WRITE) -> Fd:  # noqa: A001
+    """Open the KV file at `path`. Mode "r" may read, attend and fork; "w" may append and truncate as well."""
+    return await trap(calls.Open(path=path, mode=mode))
+
+
+async def create(path: str | None = None) -> Fd:
+    """A new empty KV file, open for writing. Without a path it is anonymous and ends with its last handle;
+    with one it stays until it is unlinked, whoever ends.
+    """
+    return await trap(calls.Create(path=path))
+
+
+async def close(fd: Fd) -> None:
+    """Give a handle back. A stream's generation ends with its handle; calls in flight on a file run to their end."""
+    await trap(calls.Close(fd=fd))
+
+
+async def unlink(path: str) -> None:
+    """Remove a name: of a file, whose pages are freed with its last handle, or of an empty directory."""
+    await trap(calls.Unlink(path=path))
+
+
+async def stat(path: str) -> Stat:
+    """What kvfs knows of the file or directory at `path`."""
+    return await trap(calls.StatPath(path=path))
+
+
+async def fstat(fd: Fd) -> Stat:
+    """`stat` of an open file."""
+    return await trap(calls.StatFd(fd=fd))
+
+
+async def readdir(path: str = "/") -> list[DirEntry]:
+    """The entries of a directory, by name."""
+    return await trap(calls.ReadDir(path=path))
+
+
+async def mkdir(path: str) -> None:
+    """Make a directory; its parent must exist."""
+    await trap(calls.MkDir(path=path))
+
+
+async def rename(old: str, new: str) -> None:
+    """Give a file or directory another path; a file already there is replaced."""
+    await trap(calls.Rename(old=old, new=new))
+
+
+async def fork(fd: Fd, *, path: str | None = None) -> Fd:
+    """A new file with the same tokens, open for writing; pages are shared until one of the two writes."""
+    return await trap(calls.Fork(fd=fd, path=path))
+
+
+async def truncate(fd: Fd, n_tokens: int) -> None:
+    """Keep the first `n_tokens` tokens and free the pages behind them. EBUSY: a call is appending."""
+    await trap(calls.Truncate(fd=fd, n_tokens=n_tokens))
+
+
+async def tokens(fd: Fd, *, start: int = 0, stop: int | None = None) -> list[int]:
+    """The tokens of the file, from `start` to `stop` as a Python slice has them."""
+    return await trap(calls.Tokens(fd=fd, start=start, stop=stop))
+
+
+async def positions(fd: Fd, *, start: int = 0, stop: int | None = None) -> list[int]:
+    """The position of each token, sliced as `tokens` is."""
+    return await trap(calls.Positions(fd=fd, start=start, stop=stop))
+
+
+async def spawn(program: str, *, args: Mapping[str, Any] = {}, detach: bool = False) -> Pid:
+    """Start the installed program `program` (or the caller's own, ".") as a child with these arguments."""
+    return await trap(calls.Spawn(program=program, args=dict(args), detach=detach))
+
+
+async def wait(pid: Pid | None = None) -> ExitStatus:
+    """Wait until a child ends and take its status. Without a pid: the next child that ends."""
+    return await trap(calls.Wait(pid=pid))
+
+
+async def exit(code: int = 0) -> None:  # noqa: A001
+    """End this process, every thread of it. Does not return."""
+    await trap(calls.Exit(code=code))
+
+
+async def kill(pid: Pid) -> None:
+    """End another process of the same owner, with all its children. It has ended when `wait` says so."""
+    await trap(calls.Kill(pid=pid))
+
+
+async def getpid() -> Pid:
+    """The caller's process id."""
+    return await trap(calls.GetPid())
+
+
+async def sleep(seconds: float) -> None:
+    """Wait that many seconds of the kernel's clock, which a simulation may run faster than the wall's."""
+    await trap(calls.Sleep(seconds=seconds))
+
+
+async def now() -> float:
+    """Seconds on the kernel's monotonic clock."""
+    return await trap(calls.Now())
+
+
+async def random() -> float:
+    """A number in [0, 1) from the process's own generator, which a recorded run can replay."""
+    return await trap(calls.Random())
+
+
+async def rusage(pid: Pid | None = None) -> Usage:
+    """What this process, or another, has used so far."""
+    return await trap(calls.RUsage(pid=pid))
+
+
+async def send(channel: str, message: Any) -> None:
+    """Put a JSON-able message on a named channel; the first `recv` there takes it, in order."""
+    await trap(calls.Send(channel=channel, message=message))
+
+
+async def recv(channel: str, *, timeout: float | None = None) -> Any:
+    """Take the oldest message of a channel, waiting for one. ETIMEDOUT after `timeout` seconds."""
+    return await trap(calls.Recv(channel=channel, timeout=timeout))
+
+
+async def emit(event: Any, *, stream: str | None = None) -> None:
+    """Send a JSON-able event to the client that started this program (a string is shown as text)."""
+    await trap(calls.Emit(event=event, stream=stream))
+
+
+async def input(prompt: str = "") -> str:  # noqa: A001
+    """Ask the client for a line. EPIPE: there is no client, or it has no more input."""
+    return await trap(calls.Input(prompt=prompt))

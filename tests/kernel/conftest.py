@@ -1,0 +1,122 @@
+"""A whole kernel in the test's event loop, with null workers that speak the real wire over a real socket.
+
+After every test the file system passes fsck and nothing is leaked: no page, handle, claim, lease or process.
+"""
+
+import asyncio
+import textwrap
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuworker.null import NullBackend
+from gpuworker.serve import Server
+from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process  # noqa: F401
+from kernel.client import Client
+from kernel.config import Config
+from kernel.core import Kernel
+from kernel.loader import Program, load_file
+from kvfs import fsck
+from sdk.abi.values import ExitStatus
+
+
+@contextmanager
+def null_worker(address: str, backend: Any = None, **options: Any) -> Iterator[Server]:
+    """A worker thread with the null backend (or another device of the caller's) behind the real socket."""
+    server = Server(address, name=address)
+    thread = threading.Thread(target=server.run, args=(backend or NullBackend(**options),), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop("the test is over")
+        thread.join(10)
+        server.close()
+
+
+class House:
+    """What a test holds: the kernel, and short ways to run programs in it."""
+
+    def __init__(self, kernel: Kernel, directory: Path) -> None:
+        self.kernel = kernel
+        self.directory = directory
+        self._n_files = 0
+
+    def program(self, source: str | Callable[..., Coroutine[Any, Any, Any]]) -> Program:
+        """A program from source text, or from a coroutine function of the test."""
+        if callable(source):
+            return Program(source.__name__, source, Path(__file__), source.__doc__ or "")
+        self._n_files += 1
+        path = self.directory / f"program_{self._n_files}.py"
+        path.write_text(textwrap.dedent(source))
+        return load_file(path)
+
+    def start(self, source: Any, client: Client | None = None, **args: Any) -> Any:
+        program = self.program(source)
+        return self.kernel.spawn(program, args, owner="tester", client=client)
+
+    async def run(self, source: Any, client: Client | None = None, **args: Any) -> ExitStatus:
+        status: ExitStatus = await self.start(source, client, **args).wait_exit()
+        return status
+
+    async def value(self, source: Any, **args: Any) -> Any:
+        """The returned value of a program that must succeed."""
+        import msgspec
+
+        status = await self.run(source, **args)
+        assert status.code == 0, f"{status.error}\n{status.traceback}"
+        return msgspec.json.decode(status.result)
+
+    def n_pages_used(self) -> int:
+        return sum(d.n_pages - d.n_free for d in self.kernel.fs.devices().values())
+
+
+@asynccontextmanager
+async def running_house(directory: Path, n_workers: int = 1, **options: Any) -> AsyncIterator[House]:
+    """A kernel with null workers. `options` are NullBackend's."""
+    loop = asyncio.get_running_loop()
+    stepper.install(loop)
+    kernel = Kernel(Config(heartbeat_s=0.2, seed=1, http=False, socket=directory / "k.sock"), dispatch.make_door)
+    stack = []
+    try:
+        for i in range(n_workers):
+            address = f"ipc://{directory}/w{i}"
+            worker = null_worker(address, verify=True, **options)
+            worker.__enter__()
+            stack.append(worker)
+            await kernel.attach(address)
+        yield House(kernel, directory)
+        assert not kernel.panicked.done(), repr(kernel.panicked.result())
+    finally:
+        await kernel.stop(5.0)
+        for worker in stack:
+            worker.__exit__(None, None, None)
+        loop.set_task_factory(None)
+    assert not kernel.panicked.done(), repr(kernel.panicked.result())
+    assert fsck.check(kernel.fs) == []
+    assert not kernel.processes
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """A kernel with one null worker."""
+    async with running_house(tmp_path) as house:
+        yield house
+        await settled(house)
+        assert house.n_pages_used() == 0, "pages leaked"
+        assert fsck.check(house.kernel.fs) == []
+
+
+@pytest.fixture
+async def kernel(house: House) -> Kernel:
+    return house.kernel
+
+
+async def settled(house: House) -> None:
+    """Wait until no batch is in flight: jobs whose caller went away end with theirs."""
+    while house.kernel.fleet.busy:
+        await house.kernel.fleet.idle()
