@@ -11,7 +11,8 @@ worker refuses is tried again row by row, so that the row at fault fails alone.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from gpuworker.wire import Batch, BatchDone, BatchFailed, BatchHead, Row
 from kernel.jobs import Job, Step
@@ -20,6 +21,10 @@ from kvfs.lease import Lease
 from sdk.abi.errors import DeviceLost, Errno, SyscallError
 
 LOGITS_BYTES_MAX = 32 << 20  # raw logits of one batch
+
+
+class WorkerFault(Exception):
+    """A worker broke the protocol: nothing it says can be trusted any more."""
 
 
 class Sent:
@@ -48,6 +53,7 @@ class Batcher:
         self._n_jobs = 0
         self._seq_sent: int | None = None
         self._ended: list[Job] = []
+        self._outbox: list[Callable[[], None]] = []
 
     @property
     def n_jobs(self) -> int:
@@ -77,6 +83,12 @@ class Batcher:
         """The jobs that have ended since the last look."""
         ended, self._ended = self._ended, []
         return ended
+
+    def deliver(self) -> None:
+        """Tell those who wait. Apart from all else, because whoever is told may come straight back with a call."""
+        outbox, self._outbox = self._outbox, []
+        for tell in outbox:
+            tell()
 
     # --- planning ---
 
@@ -132,13 +144,13 @@ class Batcher:
     # --- what became of it ---
 
     def done(self, batch: BatchDone, now: float) -> None:
-        """The worker computed the batch. Raises ValueError when the answer is not to the batch in flight."""
+        """The worker computed the batch. Raises WorkerFault when the answer is not to the batch in flight."""
         sent = self._take(batch.head.seq)
         if [r.job for r in batch.head.rows] != [s.job.number for s in sent] or any(
             len(r.answers) != len(s.step.asks) for r, s in zip(batch.head.rows, sent, strict=True)
         ):
             self._in_flight, self._seq_sent = sent, batch.head.seq
-            raise ValueError("the worker answered other rows than it was sent")
+            raise WorkerFault("the worker answered other rows than it was sent")
         logits = memoryview(batch.logits)
         for s, row in zip(sent, batch.head.rows, strict=True):
             n_logits = sum(a.has_logits for a in row.answers) * self._row_bytes
@@ -154,6 +166,7 @@ class Batcher:
                 assert s.job.claim is not None
                 self.fs.truncate_claimed(s.job.claim, s.job.truncate_to, now)
                 s.job.truncate_to = None
+            self._outbox.append(s.job.tell)
             if over:
                 self._end(s.job, now, None)
             elif s.job.number in self._queued and s.job.keeps_partial and s.job.n_wanted <= 1:
@@ -185,7 +198,7 @@ class Batcher:
 
     def _take(self, seq: int) -> list[Sent]:
         if seq != self._seq_sent:
-            raise ValueError(f"the worker answered batch {seq}, but {self._seq_sent} is in flight")
+            raise WorkerFault(f"the worker answered batch {seq}, but {self._seq_sent} is in flight")
         sent, self._in_flight, self._seq_sent = self._in_flight, [], None
         return sent
 
@@ -194,10 +207,7 @@ class Batcher:
     def _end(self, job: Job, now: float, error: SyscallError | None) -> None:
         """Finish or fail a job that is not in flight, its file given back first."""
         self._forget(job, now, keep=error is None or job.keeps_partial)
-        if error is None:
-            job.finish()
-        else:
-            job.fail(error)
+        self._outbox.append(job.finish if error is None else partial(job.fail, error))
 
     def _drop(self, job: Job, now: float) -> None:
         self._forget(job, now, keep=job.keeps_partial)

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from gpuworker.wire import WIRE_HASH, Assets, BatchDone, BatchFailed, Bye, Detach, GetAssets, Hello, Ping, Pong, Welcome
-from kernel.batcher import Batcher
+from kernel.batcher import Batcher, WorkerFault
 from kernel.config import Config
 from kernel.jobs import Job, PredJob
 from kernel.language import Language, load_tokenizer
@@ -23,7 +23,7 @@ from kernel.local import LocalWorker
 from kernel.process import Process
 from kernel.workers import State, Worker, Workers
 from kvfs.fs import Kvfs
-from sdk.abi.errors import DeviceLost, KernelPanic, SyscallError
+from sdk.abi.errors import DeviceLost, SyscallError
 
 
 class AttachError(Exception):
@@ -96,7 +96,7 @@ class Fleet:
             address,
             self._context,
             on_message=lambda message: self._message(address, message),
-            on_lost=lambda reason: self._lost(address, reason),
+            on_lost=lambda reason: self.lost(address, reason),
         )
         try:
             welcome = await self._greet(link)
@@ -147,7 +147,7 @@ class Fleet:
                 await proof
         except (SyscallError, TimeoutError) as e:
             self.cancel(job)
-            self._lost(worker.name, f"it did not compute its first token: {e}")
+            self.lost(worker.name, f"it did not compute its first token: {e}")
             raise AttachError(f"worker {worker.name} did not compute its first token: {e}") from None
         finally:
             self.fs.close(file, self._loop.time())
@@ -180,7 +180,7 @@ class Fleet:
             raise AttachError(f"no worker {name} is attached; `lip worker list` shows those that are")
         attached.link.send(Detach("detached by the operator"))
         await asyncio.sleep(0)  # the message leaves before the link is closed
-        self._lost(name, "it was detached")
+        self.lost(name, "it was detached")
         if attached.local is not None:
             await attached.local.end()
 
@@ -194,7 +194,7 @@ class Fleet:
             a.link.send(Detach("the kernel is stopping"))
         await asyncio.sleep(0)
         for a in attached:
-            self._lost(a.worker.name, "the kernel is stopping")
+            self.lost(a.worker.name, "the kernel is stopping")
         await asyncio.gather(*(a.local.end() for a in attached if a.local is not None))
         self._context.destroy(linger=0)
 
@@ -216,16 +216,16 @@ class Fleet:
             await asyncio.sleep(self.config.heartbeat_s)
             now = self._loop.time()
             for worker in self.workers.silent(now, self.config.worker_silence_s):
-                self._lost(worker.name, f"it was silent for {self.config.worker_silence_s:g} s")
+                self.lost(worker.name, f"it was silent for {self.config.worker_silence_s:g} s")
             self._nonce += 1
             for attached in self._attached.values():
                 attached.link.send(Ping(self._nonce))
 
     async def _watch(self, local: LocalWorker) -> None:
         status = await local.process.wait()
-        self._lost(local.address, f"its process ended with status {status}")
+        self.lost(local.address, f"its process ended with status {status}")
 
-    def _lost(self, name: str, reason: str) -> None:
+    def lost(self, name: str, reason: str) -> None:
         """A worker is gone: its jobs fail, its files are lost, its pages vanish."""
         attached = self._attached.pop(name, None)
         if attached is None:
@@ -310,7 +310,7 @@ class Fleet:
                 if not attached.assets.done():
                     attached.assets.set_result(message)
             case Bye():
-                self._lost(name, message.reason)
+                self.lost(name, message.reason)
             case Pong():
                 pass  # heard is all it is for
         if not self.busy:
@@ -323,15 +323,16 @@ class Fleet:
         self._idlers.clear()
 
     def _guarded(self, attached: Attached, decide: Callable[..., Any], *args: Any) -> Any:
-        """Run a decider and charge what has ended. ValueError is the worker's fault, KernelPanic is ours."""
+        """Run a decider, charge what has ended, tell those who wait. Any error but a WorkerFault is a bug of ours."""
         try:
             return decide(*args)
-        except ValueError as e:
-            self._lost(attached.worker.name, str(e))
-        except KernelPanic as e:
+        except WorkerFault as e:
+            self.lost(attached.worker.name, str(e))
+        except Exception as e:
             self._panic(e)
         finally:
             self._charge(attached)
+            attached.batcher.deliver()
         return None
 
     def _charge(self, attached: Attached) -> None:

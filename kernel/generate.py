@@ -132,7 +132,6 @@ class GenerateJob(Job):
             self._sampled(answer)
         if self.finish_reason is not None and not self.prompt and not self._settled:
             self._settle()
-        self._tell()
         return self.over
 
     # --- tokens ---
@@ -203,7 +202,7 @@ class GenerateJob(Job):
 
     # --- telling ---
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         """Stream what can no longer be part of a stop string; say `finish` once the file is settled."""
         if self._on_chunk is None:
             return

@@ -73,6 +73,9 @@ class Job(ABC):
         """Whether tokens stay in the file when the job does not come to its end."""
         return False
 
+    def tell(self) -> None:
+        """Report what the last step brought, where somebody follows."""
+
     def finish(self) -> None:
         self._on_done(self.result())
 

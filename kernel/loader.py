@@ -162,7 +162,7 @@ def _program(name: str, module: ModuleType, attribute: str) -> Program:
 def _blame(error: BaseException, path: str) -> str:
     """Where and why an import failed, in one line; the place is the last one inside `path`."""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+        return f"{error.filename or path}:{error.lineno or 1}: {type(error).__name__}: {error.msg}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     at = [f for f in frames if f.filename == path] or frames
     where = f"{at[-1].filename}:{at[-1].lineno}: " if at else ""

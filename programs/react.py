@@ -1,12 +1,12 @@
 """An agent that reasons and acts by turns: ReAct (Yao et al., 2023).
 
-What is computed, and when: the prompt once; then the model's tokens as it samples them, and after each tool the tokens
-of its answer. The tools are functions in this file, awaited here, beside the model: nothing is sent back and forth,
-and nothing is read twice. Stop strings stay in the file (`include_stop`), so not even they are computed again:
-at the end the file holds exactly as many tokens as were computed for it.
+What is computed, and when: the examples once; then the model's tokens as it samples them, and after each tool the
+tokens of what it found. The tools are functions in this file, awaited here, beside the model: nothing travels, and
+nothing is read twice. Stop strings stay in the file (`include_stop`), so not even they are computed again: at the
+end the file holds exactly as many tokens as were computed for it.
 
 Each line of the task is a question. The program puts them before the model one by one, as its thoughts; when none is
-left the model thinks for itself, until it says "Final Answer" or has used up its steps.
+left the model thinks for itself, until it gives its final answer or has used up its steps.
 """
 
 import ast
@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import sdk
-from sdk import kv
+from sdk import KVFile, kv
 
-EXAMPLE = """\
+EXAMPLES = """\
 Answer with these tools:
 calculate[expression] works out arithmetic
 search[question] finds a fact
@@ -49,30 +49,25 @@ Final Answer: Rome
 
 """
 TASK = "What is 17 * 23?\nWhat is 391 - 91?\nWhat is the capital of France?\nWhat is 300 / 12?\nWhat is 25 ** 2?"
-STOPS = ["Observation:", "\n\n"]
-ANSWER = "Final Answer:"
+OBSERVATION, ANSWER = "Observation:", "Final Answer:"
 
 
 async def main(task: str = TASK, steps: int = 5, max_tokens: int = 64) -> dict[str, Any]:
-    """The agent's answer, the tools it called, and the tokens computed on the way."""
+    """The agent's answer, how many tools it called, and the tokens computed on the way."""
     questions = [line.strip() for line in task.splitlines() if line.strip()]
     tool_calls = 0
-    async with await kv.prompt(EXAMPLE) as file:
+    async with await kv.prompt(EXAMPLES) as file:
         for step in range(steps):
-            thought = f"Thought: {questions[step]}\n" if step < len(questions) else "Thought:"
-            said = await file.text(prompt=thought, max_tokens=max_tokens, stop=STOPS, include_stop=True)
-            await sdk.emit(thought + said)
+            said = await say(file, f"Thought: {questions[step]}\n" if step < len(questions) else "Thought:", max_tokens)
             if ANSWER in said:
                 break
-            called, observation = await act(said)
+            called, result = await act(said)
             tool_calls += called
-            observed = f" {observation}\n" if said.endswith(STOPS[0]) else f"\n{STOPS[0]} {observation}\n"
-            await sdk.emit(observed)
+            observed = f" {result}\n" if said.endswith(OBSERVATION) else f"\n{OBSERVATION} {result}\n"
             await file.append(observed)
+            await sdk.emit(observed)
         else:
-            thought = f"Thought: I know the answer.\n{ANSWER}"
-            said = ANSWER + await file.text(prompt=thought, max_tokens=max_tokens, stop="\n", include_stop=True)
-            await sdk.emit(thought + said.removeprefix(ANSWER))
+            said = await say(file, f"Thought: I know the answer.\n{ANSWER}", max_tokens)
         file_tokens = (await file.stat()).n_tokens
     usage = await sdk.rusage()
     return {
@@ -81,6 +76,13 @@ async def main(task: str = TASK, steps: int = 5, max_tokens: int = 64) -> dict[s
         "file_tokens": file_tokens,
         "computed_tokens": usage.n_prompt_tokens + usage.n_generated_tokens,
     }
+
+
+async def say(file: KVFile, beginning: str, max_tokens: int) -> str:
+    """Let the model go on from `beginning`, until it wants an observation or is done. Returns all of it."""
+    text = await file.text(prompt=beginning, max_tokens=max_tokens, stop=[OBSERVATION, "\n\n"], include_stop=True)
+    await sdk.emit(beginning + text)
+    return beginning + text
 
 
 async def act(said: str) -> tuple[bool, str]:
@@ -93,7 +95,7 @@ async def act(said: str) -> tuple[bool, str]:
         return False, f"there is no tool {name}; there are {' and '.join(TOOLS)}"
     try:
         return True, await TOOLS[name](argument)
-    except (ArithmeticError, LookupError, SyntaxError, ValueError) as e:
+    except (ArithmeticError, LookupError, ValueError) as e:
         return True, f"error: {e}"
 
 
@@ -111,7 +113,11 @@ OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
 
 async def calculate(expression: str) -> str:
     """Arithmetic, and nothing else that Python could do."""
-    return f"{evaluate(ast.parse(expression.strip(), mode='eval').body):.12g}"
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+    except SyntaxError:
+        raise ValueError(f"{expression!r} is no arithmetic") from None
+    return f"{evaluate(tree.body):.12g}"
 
 
 def evaluate(node: ast.AST) -> float:

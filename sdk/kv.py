@@ -204,7 +204,8 @@ class KVFile:
     ) -> "TokenStream":
         """`generate`, in chunks as they come: `async for chunk in file.stream(max_tokens=64)`.
 
-        It begins with the first chunk asked for. Leaving the loop early ends it; what came until then stays.
+        It begins with the first chunk asked for. Leaving the loop early ends it; what was computed until then stays
+        in the file (the last token read may not be among it).
         """
         return TokenStream(self, prompt, _decoding(sampling, decoding))
 

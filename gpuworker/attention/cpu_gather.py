@@ -1,7 +1,7 @@
 """Copies K and V of whole pages of one layer into one run of tokens, for matrix products on a CPU.
 
 The destination is allocated once per step, not per layer: a fresh allocation of some megabytes is page faults, and
-those cost more than the copy (4 forks of 4096 tokens, 30 layers: 70 ms a step against 19). Called by cpu.py and
+those cost more than the copy (4 forks of 4096 tokens, 30 layers: 70 ms a step against 21). Called by cpu.py and
 cpu_prefix.py. Never read slots here that a page's owner has not written: callers cut the run to what they may read.
 """
 

@@ -5,6 +5,7 @@ read, converted and handed out one at a time; nothing here keeps them. Called by
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,13 +31,21 @@ class Reader(Protocol):
 
     config: ModelConfig
 
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every stored tensor."""
+        ...
 
-    def stored_bytes(self, name: str) -> tuple[str, memoryview]: ...
+    def stored_bytes(self, name: str) -> tuple[str, memoryview]:
+        """The name of the tensor's stored type, and its bytes as they lie in the file."""
+        ...
 
-    def tensor(self, name: str) -> Tensor: ...
+    def tensor(self, name: str) -> Tensor:
+        """The tensor in some float dtype, read now. Only after its shape was found right."""
+        ...
 
-    def assets(self) -> Assets: ...
+    def assets(self) -> Assets:
+        """The tokenizer and its company. Raises WeightsError."""
+        ...
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -155,8 +164,8 @@ def choose_assets(reader: Reader, tokenizer: str | None) -> Assets:
 
 def assets_at(tokenizer: str) -> Assets:
     """Assets of a tokenizer.json or the directory it is in, of a GGUF, or of another model."""
-    path = Path(tokenizer).expanduser()
+    path = Path(os.path.expanduser(tokenizer))
     directory = path.parent if path.name == "tokenizer.json" else path
-    if (directory / "tokenizer.json").is_file():
+    if os.path.isfile(directory / "tokenizer.json"):
         return hf.read_assets(directory)
     return load_assets(tokenizer)

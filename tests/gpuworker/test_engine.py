@@ -427,19 +427,28 @@ def asked(kernel: Kernel, file: File, tokens: Sequence[int], step: int, keep: se
     return got
 
 
-@pytest.mark.model
-def test_real_model_agrees_with_transformers(real: Engine, hf_model: Any, text: str) -> None:
-    """Prompts of 5 to 1500 tokens: whole, in chunks, and their last tokens one by one."""
+@pytest.fixture(scope="module")
+def want(real: Engine, hf_model: Any, text: str) -> tuple[list[int], Tensor]:
+    """1500 tokens and transformers' logits after each."""
     tokens = tokenize(real, text)[:1500]
-    want = oracle(hf_model, tokens)
-    for n, step, n_single in ((5, 5, 4), (64, 64, 64), (500, 37, 20), (1500, 1500, 0), (1500, 256, 20)):
-        kernel, file = Kernel(real), File()
-        keep = {*range(0, n, 11), n - 1, *range(n - n_single, n)}
-        got = asked(kernel, file, tokens[: n - n_single], step, keep)
-        got |= asked(kernel, file, tokens[n - n_single : n], 1, keep)
-        worst = max((got[i] - want[i]).abs().max().item() for i in keep)
-        assert len(got) == len(keep)
-        assert worst < 2e-3, f"{n} tokens in steps of {step}: {worst}"
+    return tokens, oracle(hf_model, tokens)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("n", "step", "n_single"), [(5, 5, 4), (64, 64, 64), (500, 37, 20), (1500, 1500, 0), (1500, 256, 20)]
+)
+def test_real_model_agrees_with_transformers(
+    real: Engine, want: tuple[list[int], Tensor], n: int, step: int, n_single: int
+) -> None:
+    """Whole, in chunks, and the last tokens one by one."""
+    tokens, logits = want
+    kernel, file = Kernel(real), File()
+    keep = {*range(0, n, 11), n - 1, *range(n - n_single, n)}
+    got = asked(kernel, file, tokens[: n - n_single], step, keep)
+    got |= asked(kernel, file, tokens[n - n_single : n], 1, keep)
+    assert len(got) == len(keep)
+    assert max((got[i] - logits[i]).abs().max().item() for i in keep) < 2e-3
 
 
 @pytest.mark.model

@@ -4,13 +4,15 @@ After every test the file system passes fsck and nothing is leaked: no page, han
 """
 
 import asyncio
+import itertools
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gpuworker.null import NullBackend
@@ -65,37 +67,42 @@ class House:
 
     async def value(self, source: Any, **args: Any) -> Any:
         """The returned value of a program that must succeed."""
-        import msgspec
-
         status = await self.run(source, **args)
         assert status.code == 0, f"{status.error}\n{status.traceback}"
         return msgspec.json.decode(status.result)
+
+    def lose(self, name: str) -> None:
+        """Cut the link to a worker, as its death would."""
+        self.kernel.fleet.lost(name, "the test cut it off")
 
     def n_pages_used(self) -> int:
         return sum(d.n_pages - d.n_free for d in self.kernel.fs.devices().values())
 
 
 @asynccontextmanager
-async def running_house(directory: Path, n_workers: int = 1, **options: Any) -> AsyncIterator[House]:
-    """A kernel with null workers. `options` are NullBackend's."""
+async def running_house(
+    directory: Path, n_workers: int = 1, backends: Sequence[Any] = (), **options: Any
+) -> AsyncIterator[House]:
+    """A kernel with null workers, or devices of the caller's. `options` are NullBackend's. Checks for leaks."""
     loop = asyncio.get_running_loop()
     stepper.install(loop)
-    kernel = Kernel(Config(heartbeat_s=0.2, seed=1, http=False, socket=directory / "k.sock"), dispatch.make_door)
-    stack = []
-    try:
-        for i in range(n_workers):
-            address = f"ipc://{directory}/w{i}"
-            worker = null_worker(address, verify=True, **options)
-            worker.__enter__()
-            stack.append(worker)
-            await kernel.attach(address)
-        yield House(kernel, directory)
-        assert not kernel.panicked.done(), repr(kernel.panicked.result())
-    finally:
-        await kernel.stop(5.0)
-        for worker in stack:
-            worker.__exit__(None, None, None)
-        loop.set_task_factory(None)
+    config = Config(heartbeat_s=0.2, seed=1, http=False, socket=directory / "k.sock", attach_timeout_s=5.0)
+    kernel = Kernel(config, dispatch.make_door)
+    with ExitStack() as stack:
+        try:
+            for i, backend in enumerate(backends or [None] * n_workers):
+                address = f"ipc://{directory}/w{i}"
+                stack.enter_context(null_worker(address, backend, verify=True, **options))
+                await kernel.attach(address)
+            house = House(kernel, directory)
+            yield house
+            await settled(house)
+            assert not kernel.panicked.done(), repr(kernel.panicked.result())
+            assert house.n_pages_used() == 0, "pages leaked"
+            assert fsck.check(kernel.fs) == []
+        finally:
+            await kernel.stop(5.0)
+            loop.set_task_factory(None)
     assert not kernel.panicked.done(), repr(kernel.panicked.result())
     assert fsck.check(kernel.fs) == []
     assert not kernel.processes
@@ -106,9 +113,32 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     """A kernel with one null worker."""
     async with running_house(tmp_path) as house:
         yield house
-        await settled(house)
-        assert house.n_pages_used() == 0, "pages leaked"
-        assert fsck.check(house.kernel.fs) == []
+
+
+@pytest.fixture
+def make_house(tmp_path: Path) -> Callable[..., Any]:
+    """Houses with other workers: `async with make_house(n_workers=2) as house`."""
+    numbers = itertools.count()
+
+    def make(**options: Any) -> Any:
+        directory = tmp_path / f"house{next(numbers)}"
+        directory.mkdir()
+        return running_house(directory, **options)
+
+    return make
+
+
+@pytest.fixture
+def null_at(tmp_path: Path) -> Callable[..., Any]:
+    """A worker that no kernel has attached: `with null_at("name", backend) as address`."""
+
+    @contextmanager
+    def serve(name: str, backend: Any) -> Iterator[str]:
+        address = f"ipc://{tmp_path}/{name}"
+        with null_worker(address, backend):
+            yield address
+
+    return serve
 
 
 @pytest.fixture

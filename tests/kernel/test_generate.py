@@ -62,6 +62,7 @@ class Run:
                 self.biases.append(ask.draw.sampling.logit_bias)
                 answers.append(Answer(next(script), -1.0))
             over = job.took(step, answers, [])
+            job.tell()
             if job.truncate_to is not None:
                 del self.file[job.truncate_to :]
                 job.truncate_to = None

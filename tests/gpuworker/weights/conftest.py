@@ -30,6 +30,12 @@ def interleave(w: np.ndarray, heads: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def tiny_tokens() -> tuple[list[str], list[str], list[str]]:
+    """Tokens, merges, and which tokens are special."""
+    return TOKENS, MERGES, SPECIAL
+
+
+@pytest.fixture(scope="session")
 def tiny_tensors() -> dict[str, np.ndarray]:
     """Random weights under GGUF's names, q and k not yet interleaved."""
     rng = np.random.default_rng(0)

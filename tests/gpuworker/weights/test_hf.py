@@ -103,25 +103,23 @@ def test_add_bos_is_what_the_tokenizer_does(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "complaint"),
     [
-        ({"config": "{"}, "not a JSON object"),
-        ({"config": "[]"}, "not a JSON object"),
+        ({"config": "{"}, "truncated"),
+        ({"config": "[]"}, "Expected `object`"),
+        ({"config": '{"a":' * 10**5}, "recursion"),
         ({"config": {}}, "'None' is not supported"),
         ({"config": {"model_type": "llama"}}, "missing required field"),
-        ({"generation_config": "no"}, "not a JSON object"),
+        ({"generation_config": "nope"}, "malformed"),
         ({"generation_config": {"eos_token_id": "two"}}, "eos_token_id"),
         ({"generation_config": {"eos_token_id": [300]}}, "outside the vocabulary"),
-        ({"model.safetensors.index": {}}, None),
-        ({"model.safetensors.index": {"weight_map": [1]}}, "weight_map|object"),
+        ({"model.safetensors.index": {}}, "weight_map"),
+        ({"model.safetensors.index": {"weight_map": [1]}}, "weight_map"),
         ({"tokenizer": "{}"}, "not a tokenizer.json"),
         ({"tokenizer": "\u0000"}, "not a tokenizer.json"),
         ({"tokenizer_config": {"bos_token": 3}}, "bos_token"),
     ],
 )
-def test_broken_files_are_told_from_each_other(directory: Path, files: dict[str, Any], complaint: str | None) -> None:
+def test_broken_files_are_told_from_each_other(directory: Path, files: dict[str, Any], complaint: str) -> None:
     write(directory, **files)
-    if complaint is None:
-        load(directory)
-        return
     with pytest.raises(WeightsError, match=complaint) as caught:
         load(directory)
     assert "\n" not in str(caught.value)

@@ -37,6 +37,9 @@ def test_a_relative_directory_is_served_under_its_name(tiny_llama_dir: Path, mon
 def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no such file or directory \(known names: smollm2-135m-instruct\)"):
         resolve(str(tmp_path / "nothing.gguf"))
+    for name in ("", "~nobody/model", "x" * 5000, "nul\0byte.gguf"):
+        with pytest.raises(WeightsError):
+            resolve(name)
     with pytest.raises(WeightsError, match=r"neither a \.gguf file nor a directory with a config\.json"):
         resolve(str(tmp_path))
 

@@ -1,0 +1,212 @@
+"""`python -m gpuworker` as a process: what it prints, when it ends, with which code."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from gpuworker import wire
+
+PATIENCE_S = 60
+
+
+class Process:
+    """A worker and the pipe it reports to."""
+
+    def __init__(self, *args: str, launcher: Sequence[str] = ()) -> None:
+        self.reports, theirs = os.pipe()
+        self.popen = subprocess.Popen(
+            [*launcher, sys.executable, "-m", "gpuworker", "--ready-fd", str(theirs), *args],
+            pass_fds=[theirs],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(theirs)
+
+    def report(self) -> dict[str, Any]:
+        """The line on the ready descriptor; it comes when the worker is ready or has failed."""
+        with os.fdopen(self.reports, closefd=False) as f:
+            facts: dict[str, Any] = json.loads(f.readline())
+        return facts
+
+    def end(self) -> tuple[int, str]:
+        """Waits for its end: exit code and all it said."""
+        _, said = self.popen.communicate(timeout=PATIENCE_S)
+        return self.popen.returncode, said
+
+    def close(self) -> None:
+        os.close(self.reports)
+        self.popen.kill()
+        self.popen.communicate()
+
+
+@contextmanager
+def worker(*args: str, launcher: Sequence[str] = ()) -> Iterator[Process]:
+    process = Process(*args, launcher=launcher)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+@contextmanager
+def attached(address: str) -> "Iterator[zmq.Socket[bytes]]":
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    kernel = context.socket(zmq.DEALER)
+    kernel.setsockopt(zmq.RCVTIMEO, PATIENCE_S * 1000)
+    kernel.connect(address)
+    kernel.send_multipart(wire.encode_greeting(wire.Hello(wire.WIRE_HASH, "k1")))
+    try:
+        welcome = wire.decode_greeting(kernel.recv_multipart())
+        assert isinstance(welcome, wire.Welcome)
+        yield kernel
+    finally:
+        context.destroy(linger=0)
+
+
+def null(tmp_path: Path, *args: str) -> list[str]:
+    return ["--backend", "null", "--listen", f"ipc://{tmp_path}/w", *args]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_with_a_goodbye(tmp_path: Path, number: signal.Signals) -> None:
+    with worker(*null(tmp_path, "--name", "w7", "--num-pages", "99")) as process:
+        facts = process.report()
+        assert (facts["worker"], facts["os_pid"]) == ("w7", process.popen.pid)
+        with attached(facts["address"]) as kernel:
+            process.popen.send_signal(number)
+            assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Bye)
+        code, said = process.end()
+        assert code == 0
+        assert f"ready on ipc://{tmp_path}/w: null, none, 99 pages of 16 tokens\n" in said
+        assert "Traceback" not in said
+
+
+def test_a_long_step_does_not_hold_it(tmp_path: Path) -> None:
+    """A step of an hour, and a signal in the middle of it."""
+    with worker(*null(tmp_path, "--step-time-us", str(3600 * 10**6))) as process:
+        with attached(process.report()["address"]) as kernel:
+            head = wire.BatchHead(1, [], [])
+            kernel.send_multipart([wire.encode(wire.Ping(1))[0][:0] + f for f in [_packed(head)]] + [b""] * 4)
+            kernel.send_multipart(wire.encode(wire.Ping(1)))
+            assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Pong)
+            process.popen.terminate()
+            assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Bye)
+        assert process.end()[0] == 0
+
+
+def _packed(head: wire.BatchHead) -> bytes:
+    return wire.encode(head)[0]
+
+
+def test_it_ends_when_its_kernel_leaves(tmp_path: Path) -> None:
+    with worker(*null(tmp_path, "--parent", str(os.getpid()))) as process:
+        with attached(process.report()["address"]) as kernel:
+            kernel.send_multipart(wire.encode(wire.Detach("done")))
+            assert process.end()[0] == 0
+
+
+def test_without_a_parent_it_waits_for_the_next_kernel(tmp_path: Path) -> None:
+    with worker(*null(tmp_path)) as process:
+        address = process.report()["address"]
+        for _ in range(2):
+            with attached(address) as kernel:
+                kernel.send_multipart(wire.encode(wire.Detach("done")))
+                assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Bye)
+        process.popen.terminate()
+        assert process.end()[0] == 0
+
+
+def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+    """A shell starts it and is killed; nothing tells the worker but the loss."""
+    script = 'read line <&3; "$@" --parent $$ & wait'
+    gate_r, gate_w = os.pipe()
+    reports, theirs = os.pipe()
+    command = [sys.executable, "-m", "gpuworker", *null(tmp_path), "--ready-fd", str(theirs)]
+    shell = subprocess.Popen(
+        ["bash", "-c", script.replace("<&3", f"<&{gate_r}"), "bash", *command],
+        pass_fds=[gate_r, theirs],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(gate_r)
+    os.close(theirs)
+    os.write(gate_w, b"\n")
+    os.close(gate_w)
+    with os.fdopen(reports) as f:
+        assert "address" in json.loads(f.readline())
+    shell.kill()
+    _, said = shell.communicate(timeout=PATIENCE_S)  # until the worker has closed stderr
+    assert "the process that started it is gone" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        (["--listen", "nonsense"], "is no address to listen on"),
+        (["--listen", "ipc:///nowhere/w"], "the directory does not exist"),
+        (["--listen", "ipc://w", "--backend", "torch", "--device", "tpu"], "use auto, cpu, cuda or cuda:N"),
+        (["--listen", "ipc://w", "--backend", "torch", "--model", "/nowhere"], "/nowhere"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_it_cannot_do_is_one_line_and_code_2(
+    tmp_path: Path, args: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(os.getcwd())
+    with worker("--backend", "null", *args) as process:
+        assert complaint in process.report()["error"]
+        code, said = process.end()
+        assert code == 2
+        assert said.startswith("gpuworker: ")
+        assert said.count("\n") == 1
+
+
+def test_a_port_in_use_is_known_before_a_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with worker("--listen", f"tcp://127.0.0.1:{port}") as process:
+            code, said = process.end()
+    assert code == 2
+    assert said == f"gpuworker: cannot listen on tcp://127.0.0.1:{port}: the address is in use\n"
+
+
+def test_unknown_options_are_complained_about(tmp_path: Path) -> None:
+    for args in (["--frobnicate"], null(tmp_path, "--num-pages", "0"), null(tmp_path, "--backend", "tpu"), []):
+        done = subprocess.run([sys.executable, "-m", "gpuworker", *args], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "Error" in done.stderr
+
+
+def test_a_descriptor_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpuworker", *null(tmp_path), "--ready-fd", "77"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "gpuworker: --ready-fd 77: not an open file of this process\n")
+
+
+def test_an_open_door_is_warned_of() -> None:
+    with worker("--backend", "null", "--listen", "tcp://0.0.0.0:*") as process:
+        assert process.report()["address"].startswith("tcp://0.0.0.0:")
+        process.popen.terminate()
+        code, said = process.end()
+    assert code == 0
+    assert "neither encrypted nor authenticated" in said
+
+
+def test_a_null_worker_imports_no_tensors() -> None:
+    script = (
+        "import sys, gpuworker.__main__ as m; from gpuworker.options import Options;"
+        "m.load(Options(backend='null')).assets(); print([n for n in ('torch', 'numpy', 'psutil') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

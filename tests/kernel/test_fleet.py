@@ -1,0 +1,196 @@
+"""Workers come, share the work, fail and go; programs on them get an errno and the others never notice."""
+
+import asyncio
+import threading
+
+import pytest
+
+from gpuworker.backend import StepError
+from gpuworker.null import NullBackend
+from kernel.fleet import AttachError
+from sdk import kv, syscalls
+from sdk.abi.errors import Errno, SyscallError
+from sdk.abi.values import NOTHING, Decoding
+
+
+async def answer(prompt: str) -> str:
+    async with await kv.prompt(prompt) as f:
+        return await f.text(max_tokens=30, ignore_eos=True)
+
+
+async def test_two_workers_share_the_load_and_answer_alike(make_house):
+    prompts = [f"prompt number {i}" for i in range(16)]
+    async with make_house() as house:
+        alone = [await house.value(answer, prompt=p) for p in prompts]
+    async with make_house(n_workers=2) as house:
+        processes = [house.start(answer, prompt=p) for p in prompts]
+        both = [await p.wait_exit() for p in processes]
+        n_tokens = [w.n_tokens for w in house.kernel.workers]
+    import msgspec
+
+    assert [msgspec.json.decode(s.result) for s in both] == alone
+    assert min(n_tokens) > 0.3 * sum(n_tokens)
+
+
+class Gate:
+    """A device that waits for leave before each step."""
+
+    def __init__(self) -> None:
+        self.device = NullBackend()
+        self.open = threading.Event()
+        self.open.set()
+        self.began = threading.Event()
+
+    def info(self):
+        return self.device.info()
+
+    def assets(self):
+        return self.device.assets()
+
+    def run(self, batch):
+        self.began.set()
+        self.open.wait(10)
+        return self.device.run(batch)
+
+
+async def test_a_lost_worker_fails_its_programs_alone(make_house):
+    gate = Gate()
+    async with make_house(backends=[gate, None]) as house:
+        first, second = (w.name for w in house.kernel.workers)
+        gate.began.clear()
+        gate.open.clear()
+
+        async def main():
+            fd = await syscalls.create()
+            await syscalls.pred(fd=fd, tokens=[1, 2, 3], want=NOTHING)
+            stat = await syscalls.fstat(fd=fd)
+            try:
+                await syscalls.generate(fd=fd, decoding=Decoding(max_tokens=20))
+            except SyscallError as e:
+                lost = await syscalls.fstat(fd=fd)
+                return [stat.worker, e.errno, lost.lost]
+            return [stat.worker, "ok", False]
+
+        processes = [house.start(main) for _ in range(4)]
+        await asyncio.to_thread(gate.began.wait, 10)
+        house.lose(first)
+        results = [await p.wait_exit() for p in processes]
+        gate.open.set()
+        texts = sorted((s.code, s.error.split(":")[0], s.result.decode()) for s in results)
+        assert texts == [
+            (0, "", f'["{second}","ok",false]'),
+            (0, "", f'["{second}","ok",false]'),
+            (1, "EIO", ""),
+            (1, "EIO", ""),
+        ]
+        assert house.kernel.healthy
+        house.lose(second)
+        assert not house.kernel.healthy
+        status = await house.run(answer, prompt="x")
+        assert status.error.startswith("ENODEV")
+
+
+async def test_no_pages_left_is_an_error_to_the_caller_alone(make_house):
+    async with make_house(n_pages=8) as house:
+
+        async def hog():
+            fds = []
+            try:
+                while True:
+                    fd = await syscalls.create()
+                    fds.append(fd)
+                    await syscalls.pred(fd=fd, tokens=[1] * 40, want=NOTHING)
+            except SyscallError as e:
+                full = e.errno
+            lengths = [len(await syscalls.tokens(fd=fd)) for fd in fds]
+            await syscalls.close(fd=fds[0])
+            await syscalls.pred(fd=fds[-1], tokens=[1] * 40, want=NOTHING)
+            return [full, lengths]
+
+        assert await house.value(hog) == ["ENOSPC", [40, 40, 0]]
+
+
+async def test_no_pages_left_in_the_middle_of_a_generation(make_house):
+    async with make_house(n_pages=4) as house:
+
+        async def main():
+            async with await kv.prompt("0123456789") as f:
+                try:
+                    await f.text(max_tokens=1000, ignore_eos=True)
+                except SyscallError as e:
+                    return [e.errno, len(await f.tokens())]
+
+        assert await house.value(main) == ["ENOSPC", 64]
+
+
+class Picky(Gate):
+    """A device that refuses every step in which token 13 occurs."""
+
+    def run(self, batch):
+        if 13 in list(batch.tokens):
+            raise StepError(Errno.EINVAL, "not that token")
+        return self.device.run(batch)
+
+
+async def test_a_refused_batch_harms_only_the_row_at_fault(make_house):
+    async with make_house(backends=[Picky()]) as house:
+
+        async def main(token: int):
+            fd = await syscalls.create()
+            try:
+                (dist,) = await syscalls.pred(fd=fd, tokens=[token])
+                return dist.position
+            except SyscallError as e:
+                return [e.errno, len(await syscalls.tokens(fd=fd))]
+
+        processes = [house.start(main, token=t) for t in (11, 12, 13, 14)]
+        results = [(await p.wait_exit()).result for p in processes]
+        assert results == [b"0", b"0", b'["EINVAL",0]', b"0"]
+
+
+async def test_work_that_comes_together_is_computed_together(house):
+    before = house.kernel.counters.n_batches
+
+    async def main():
+        base = await kv.prompt("the same for all")
+        forks = [await base.fork() for _ in range(8)]
+        await asyncio.gather(*(f.text(max_tokens=10, ignore_eos=True) for f in forks))
+
+    await house.value(main)
+    assert house.kernel.counters.n_batches - before == 1 + 1 + 10  # the prompt, the tails, ten tokens each
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+async def test_another_model_is_refused_by_name(make_house, null_at):
+    async with make_house() as house:
+        with null_at("other", NullBackend(vocab_size=300, name="other-model")) as address:
+            with pytest.raises(AttachError, match="other-model.*while this kernel serves null"):
+                await house.kernel.attach(address)
+        assert await house.value(answer, prompt="x")
+
+
+async def test_attaching_twice_and_to_nobody(house):
+    (worker,) = house.kernel.workers
+    with pytest.raises(AttachError, match="attached already"):
+        await house.kernel.attach(worker.name)
+    with pytest.raises(AttachError, match="no address"):
+        await house.kernel.attach("nonsense")
+    with pytest.raises(AttachError, match="no worker nobody"):
+        await house.kernel.detach("nobody")
+
+
+async def test_a_worker_that_serves_another_kernel_refuses(make_house):
+    async with make_house() as one, make_house() as two:
+        (worker,) = one.kernel.workers
+        with pytest.raises(AttachError, match="serves kernel"):
+            await two.kernel.attach(worker.name)
+
+
+async def test_a_detached_worker_can_be_attached_again(house):
+    (worker,) = house.kernel.workers
+    await house.kernel.detach(worker.name)
+    assert not house.kernel.healthy
+    await house.kernel.attach(worker.name)
+    assert await house.value(answer, prompt="x")
