@@ -16,7 +16,7 @@ from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo
 
 MAX_TOP_K = 1024  # likeliest tokens an ask may want, as in sdk.abi.values.Want
-MAX_LOGITS_BYTES = 48 << 20  # raw logits in one answer: with its header it stays under serve.MAX_MESSAGE_BYTES
+MAX_LOGITS_BYTES = 128 << 20  # raw logits in one answer; a kernel takes somewhat larger messages
 MAX_SEED = 2**64 - 1
 
 

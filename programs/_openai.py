@@ -97,7 +97,7 @@ def _refusal(message: str) -> Refused:
     missing = _MISSING.match(what)
     if missing:
         where, what = ".".join(filter(None, [where, missing[1]])), "it is required"
-    what = what.replace("`", "")
+    what = what.replace("`", "").replace(" | null", "")
     return Refused(f"{where}: {what[:1].lower()}{what[1:]}", param=re.split(r"[.\[]", where)[0] or None)
 
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 from sdk import model, syscalls
-from sdk.abi.errors import BadFile, Busy, SyscallError
+from sdk.abi.errors import BadFile, Busy
 from sdk.abi.values import NOTHING, Chunk, Decoding, Distribution, Fd, Generation, OpenMode, Sampling, Stat, Want
 from sdk.model import ChatMessage, TextOrTokens, tokens_of
 from sdk.syscalls import mkdir, readdir, rename, stat, unlink
@@ -250,7 +250,7 @@ class KVFile:
 
 
 class TokenStream(AsyncIterator[Chunk]):
-    """The chunks of one generation; the last has `finish` set.
+    """The chunks of one generation; the last has `finish` set. An error or a cancellation while reading ends it.
 
     `async for` does not close an iterator that a `break` or an exception leaves behind, so a stream that is dropped
     unfinished hands its handle to its file, which closes it before it does anything else, or as soon as the event
@@ -272,9 +272,9 @@ class TokenStream(AsyncIterator[Chunk]):
                 await self._begin()
             assert self._fd is not None
             chunk = await syscalls.read(self._fd)
-        except Busy:
+        except Busy:  # another thread is at it
             raise
-        except SyscallError:
+        except BaseException:  # the traceback of a cancellation would keep the stream alive
             await self.aclose()
             raise
         if chunk.finish is not None:  # which closed the handle

@@ -25,6 +25,7 @@ _encode = msgspec.json.Encoder().encode
 JSON = [(b"content-type", b"application/json")]
 SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 NDJSON = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-cache")]
+RETRY = (b"retry-after", b"1")  # what a 503 wants: pages and workers come back
 
 
 class Returned(Struct):
@@ -79,8 +80,10 @@ class Running(Response):
 
 
 async def send_whole(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    if status == 503:
+        headers.append(RETRY)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -27,7 +27,7 @@ class FakeKernel(World):
         inputs: Iterable[str] = (),
         programs: dict[str, Program] | None = None,
         main: Program | None = None,
-        max_model_len: int = 4096,
+        max_model_len: int = 1024,
     ) -> None:
         super().__init__(None if replies is None else iter(replies), iter(inputs), programs or {}, max_model_len)
         self._main = main

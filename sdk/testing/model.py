@@ -95,14 +95,14 @@ def generation(before: list[int], decoding: Decoding, n_max: int, seed: int, rep
     """All that a generation after `before` yields. With a `reply` its words are taken for the sampled tokens, and
     its end for the end of sequence."""
     script = None if reply is None else iter([*encode(reply), IM_END])
-    tokens: list[int] = []
+    context, tokens, text = list(before), list[int](), b""
     logprobs: list[TokenLogprob] = []
     finish: FinishReason | None = FinishReason.LENGTH if n_max == 0 else None
     stop_reason: int | str | None = None
     n_sampled = 0
     while finish is None:
-        logits = logits_after(before + tokens)
-        token = draw(logits, decoding.sampling, seed, len(before) + len(tokens)) if script is None else next(script)
+        logits = logits_after(context)
+        token = draw(logits, decoding.sampling, seed, len(context)) if script is None else next(script)
         n_sampled += 1
         eos = token == IM_END and (script is not None or not decoding.ignore_eos)
         if (eos or token in decoding.stop_tokens) and (n_sampled > decoding.min_tokens or script is not None):
@@ -110,17 +110,19 @@ def generation(before: list[int], decoding: Decoding, n_max: int, seed: int, rep
             if not decoding.include_stop:
                 break
         tokens.append(token)
+        context.append(token)
+        text += render([token])
         if decoding.logprobs is not None:
             belief = log_softmax(logits)
             top = [(t, belief[t]) for t in ranked(belief, decoding.logprobs)]
             logprobs.append(TokenLogprob(token, belief[token], top))
-        text = render(tokens)
         found = next((stop for stop in decoding.stop if text.endswith(stop.encode())), None)
         if found is not None and len(tokens) >= decoding.min_tokens:
             finish, stop_reason = FinishReason.STOP, found
-            while not decoding.include_stop and len(render(tokens)) > len(text) - len(found.encode()):
-                tokens.pop()
+            if not decoding.include_stop:
+                text = text.removesuffix(found.encode())
+                while len(render(tokens)) > len(text):
+                    tokens.pop()
         elif finish is None and len(tokens) >= n_max:
             finish = FinishReason.LENGTH
-    text = render(tokens)
     return Generation(text.decode(errors="replace"), tokens, finish, stop_reason, logprobs[: len(tokens)], n_sampled)

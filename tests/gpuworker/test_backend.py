@@ -12,7 +12,7 @@ from gpuworker.wire import Ask, Batch, BatchHead, Draw, Row
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo, Sampling
 
-VOCAB = 1 << 20  # 12 rows of raw logits fill an answer
+VOCAB = 1 << 22  # 8 rows of raw logits fill an answer
 MODEL = ModelInfo("m", "f", "llama", 1, "float32", VOCAB, 64, 16, 1, [2], has_chat_template=True)
 FACTS = Facts("cpu", "cpu", MODEL, n_pages=10, max_rows=3, max_batch_tokens=20)
 DRAW = Draw(Sampling(logit_bias={VOCAB - 1: 1.0}), 2**64 - 1, 63, 2, 1)
@@ -48,10 +48,10 @@ def test_the_good_batch_is_good() -> None:
     [
         (batch(n_rows=4), "4 rows"),
         (batch(tokens=[1] * 21), "21 new tokens"),
-        (batch(tokens=[0, VOCAB]), "token 1048576 is outside 0…1048575"),
+        (batch(tokens=[0, VOCAB]), "token 4194304 is outside 0…4194303"),
         (batch(positions=[0, 64]), "position 64"),
         (batch(pages=[10, 0]), "page 10"),
-        (batch(history=[0, VOCAB]), "history 1048576"),
+        (batch(history=[0, VOCAB]), "history 4194304"),
         (batch(copies=[(0, 10)]), "page of a copy 10"),
         (batch(copies=[(-1, 0)]), "page of a copy -1"),
         (batch(changed(n_before=-1)), "negative"),
@@ -61,15 +61,15 @@ def test_the_good_batch_is_good() -> None:
         (batch(changed(n_pages=3)), "3 pages of 16"),
         (batch(changed(n_before=0, n_pages=1)), "an empty file predicts nothing"),
         (batch(changed(asks=[Ask(0)] * 24)), "24 asks"),
-        (batch(changed(asks=[Ask(1, logits=True)] * 13)), "bytes of raw logits"),
+        (batch(changed(asks=[Ask(1, logits=True)] * 9)), "bytes of raw logits"),
         (batch(asking(offset=2)), "asks after new token 2 of 2"),
         (batch(asking(offset=-2)), "asks after new token -2"),
         (batch(asking(top_k=1025)), "top_k 1025"),
         (batch(asking(top_k=-1)), "top_k -1"),
-        (batch(asking(logprobs_of=[VOCAB])), "logprobs_of 1048576"),
+        (batch(asking(logprobs_of=[VOCAB])), "logprobs_of 4194304"),
         (batch(asking(logprobs_of=[-1])), "logprobs_of -1"),
-        (batch(asking(target=VOCAB)), "target 1048576"),
-        (batch(drawing(sampling=Sampling(logit_bias={VOCAB: 1.0}))), "logit_bias 1048576"),
+        (batch(asking(target=VOCAB)), "target 4194304"),
+        (batch(drawing(sampling=Sampling(logit_bias={VOCAB: 1.0}))), "logit_bias 4194304"),
         (batch(drawing(seed=-1)), "seed"),
         (batch(drawing(seed=2**64)), "seed"),
         (batch(drawing(position=-1)), "seed, position"),
