@@ -18,6 +18,8 @@ from sdk import launch
 from sdk.client import Client, KernelError, NoKernel
 from sdk.screen import Screen
 
+REDRAW_S = 0.08  # between two looks of the screen, where it shows columns
+
 
 def complain(message: str) -> None:
     """How every command of `lip` says what is wrong."""
@@ -84,22 +86,22 @@ class Run:
     async def follow(self, client: Client) -> int:
         """Run the program and show what happens. Returns its exit status. Raises KernelError."""
         pid, ended = 0, None
-        answers: set[asyncio.Task[None]] = set()
+        beside: set[asyncio.Task[None]] = {asyncio.create_task(self.redraw())}
         try:
             async with aclosing(client.run(**self.program, args=self.words, interactive=True)) as events:
                 async for event in events:
                     if event.pid is not None:
                         pid = event.pid
                     elif event.prompt is not None:
-                        answers.add(asyncio.create_task(self.answer(client, pid, event.prompt)))
+                        beside.add(asyncio.create_task(self.answer(client, pid, event.prompt)))
                     elif event.exit is not None:
                         ended = event.exit
                     else:
                         self.screen.emit(event.emit, event.stream)
         finally:
-            for task in answers:
+            for task in beside:
                 task.cancel()
-            await asyncio.gather(*answers, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
             self.screen.end(ended)
         if ended is None:
             raise KernelError("the kernel went away before the program ended", 503)
@@ -107,6 +109,11 @@ class Run:
             sys.stderr.write(ended.traceback)
             complain(ended.error)
         return ended.code
+
+    async def redraw(self) -> None:
+        while True:
+            await asyncio.sleep(REDRAW_S)
+            self.screen.redraw()
 
     async def answer(self, client: Client, pid: int, prompt: str) -> None:
         """Give the program a line of standard input. Other events are shown meanwhile."""

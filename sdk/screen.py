@@ -18,7 +18,6 @@ from sdk.client import Exit
 
 COLUMN_WIDTH_MIN = 28
 N_COLUMNS_MAX = 6
-REFRESH_HZ = 12
 REST = "output"  # title of what has no name of its own, once there are columns
 
 
@@ -30,6 +29,7 @@ class Screen:
         self.json_only = json_only
         self._streams: dict[str, Text] = {}  # by name, in order of appearance
         self._live: Live | None = None
+        self._dirty = False  # the columns have changed since they were drawn
         self._at_line_start = True
 
     def emit(self, data: Any, stream: str | None) -> None:
@@ -43,8 +43,17 @@ class Screen:
         if not self._streams:
             self._new_line()
         self._streams.setdefault(REST if stream is None else stream, Text()).append(text)
-        if self.out.is_terminal:
-            self._redraw()
+        self._dirty = True
+
+    def redraw(self) -> None:
+        """Bring the columns up to date. Called now and then by whoever feeds us, so that no thread is needed."""
+        if not self._dirty or not self.out.is_terminal:
+            return
+        self._dirty = False
+        if self._live is None:
+            self._live = Live(get_renderable=self._columns, console=self.out, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.refresh()
 
     def ask(self, prompt: str) -> None:
         """Show a prompt; the line is read elsewhere."""
@@ -89,15 +98,9 @@ class Screen:
 
     # --- columns ---
 
-    def _redraw(self) -> None:
-        if self._live is None:
-            self._live = Live(
-                get_renderable=self._columns, console=self.out, refresh_per_second=REFRESH_HZ, transient=True
-            )
-            self._live.start()
-
     def _stop(self) -> None:
         """Leave the columns on the screen as they are, in full."""
+        self.redraw()
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -2,8 +2,11 @@
 
 Owns everything but attention's memory: `forward` calls `attend` once per layer with rotated K, so pages, masks and
 sequences never enter this file. Plain torch on [T, ...] tensors of a flattened batch; a decode step on a CPU spends
-its time in the matrix products, so weights that share an input are fused and the operations between are few. Called by
-the engine, through models/registry.py.
+its time in the matrix products, so weights that share an input are fused and the operations between are few.
+
+In half precision two things stay in fp32: the residual stream, and on a CPU the output head, whose rounded logits tie.
+With bf16 products alone 97.3 % of the default model's likeliest tokens are those of fp32, with both it is 99.2 %.
+Called by the engine, through models/registry.py.
 """
 
 from collections.abc import Mapping
@@ -30,8 +33,9 @@ class Llama:
         self.config = config
         self.embedding = fetch("model.embed_tokens.weight")
         head = self.embedding if config.tie_word_embeddings else fetch("lm_head.weight")
-        self.head = linear(head)
-        self.norm = fetch("model.norm.weight")
+        self.head_dtype = torch.float32 if head.device.type == "cpu" else dtype
+        self.head = linear(head.to(self.head_dtype))
+        self.norm = fetch("model.norm.weight").float()
         self.layers = [Layer(config, tensors, index, dtype, device) for index in range(config.num_hidden_layers)]
         self.rope = rope.table(config, device)
 
@@ -62,15 +66,15 @@ class Llama:
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states [T, hidden_size] after the final norm, of tokens `ids` [T] at `positions` [T] (int64)."""
-        x = self.embedding[ids]
+        x = self.embedding[ids].float()
         cos, sin = rope.gather(self.rope, positions)
         for layer in self.layers:
             layer(x, cos, sin, attend)
-        return F.rms_norm(x, self.norm.shape, self.norm, self.config.rms_norm_eps)
+        return F.rms_norm(x, self.norm.shape, self.norm, self.config.rms_norm_eps).to(self.embedding.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, vocab_size] in fp32 of hidden states [N, hidden_size]."""
-        return self.head(hidden).float()
+        return self.head(hidden.to(self.head_dtype)).float()
 
 
 class Layer:
@@ -96,19 +100,21 @@ class Layer:
         self.q_heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.eps = config.rms_norm_eps
-        self.attention_norm = fetch("input_layernorm.weight")
+        self.dtype = dtype
+        self.attention_norm = fetch("input_layernorm.weight").float()
         self.qkv = product("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", biased=attention)
         self.o = product("self_attn.o_proj", biased=attention)
-        self.mlp_norm = fetch("post_attention_layernorm.weight")
+        self.mlp_norm = fetch("post_attention_layernorm.weight").float()
         self.gate_up = product("mlp.gate_proj", "mlp.up_proj", biased=mlp)
         self.down = product("mlp.down_proj", biased=mlp)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> None:
-        """Add this layer's contribution to x [T, hidden_size], in place."""
-        qkv = self.qkv(F.rms_norm(x, self.attention_norm.shape, self.attention_norm, self.eps))
+        """Add this layer's contribution to x [T, hidden_size] in fp32, in place."""
+        qkv = self.qkv(F.rms_norm(x, self.attention_norm.shape, self.attention_norm, self.eps).to(self.dtype))
         heads = qkv.view(len(x), -1, self.head_dim)
         qk = rope.rotate(heads[:, : -self.kv_heads], cos, sin)
         out = attend(self.index, qk[:, : self.q_heads], qk[:, self.q_heads :], heads[:, -self.kv_heads :])
         x += self.o(out.reshape(len(x), -1))
-        gate, up = self.gate_up(F.rms_norm(x, self.mlp_norm.shape, self.mlp_norm, self.eps)).chunk(2, dim=-1)
+        normed = F.rms_norm(x, self.mlp_norm.shape, self.mlp_norm, self.eps).to(self.dtype)
+        gate, up = self.gate_up(normed).chunk(2, dim=-1)
         x += self.down(F.silu(gate).mul_(up))

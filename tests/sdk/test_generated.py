@@ -13,6 +13,7 @@ from sdk.abi.__main__ import GENERATED, ROOT, entries, main, manual, stubs
 from sdk.abi.errors import Errno
 from sdk.abi.table import Entry, Syscall
 from sdk.abi.trap import door
+from sdk.abi.values import Fd
 
 ENTRIES = entries()
 
@@ -84,7 +85,7 @@ async def test_stubs_copy_what_can_change() -> None:
     token = door.set(made.append)
     tokens, args = [1, 2], {"n": 1}
     try:
-        await syscalls.pred(syscalls.Fd(3), tokens=tokens, positions=(0, 1))
+        await syscalls.pred(Fd(3), tokens=tokens, positions=(0, 1))
         await syscalls.spawn("x", args=args)
     finally:
         door.reset(token)

@@ -22,6 +22,7 @@ from sdk import (
 )
 from sdk.syscalls import wait
 from sdk.testing import FakeKernel
+from sdk.testing.process import Program
 
 
 async def double(n: int) -> int:
@@ -42,7 +43,7 @@ async def linger() -> None:
     await asyncio.Event().wait()
 
 
-PROGRAMS = {"double": double, "leave": leave, "fail": fail, "linger": linger}
+PROGRAMS: dict[str, Program] = {"double": double, "leave": leave, "fail": fail, "linger": linger}
 
 
 async def test_a_child_returns_json() -> None:
