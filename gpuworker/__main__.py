@@ -37,7 +37,7 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a step.")] = None,
     kv_cache_memory: Annotated[float | None, typer.Option(min=0, help="Memory of the KV pages, in GiB.")] = None,
     gpu_memory_utilization: Annotated[float, typer.Option(min=0, max=1, help="Share of a GPU's memory.")] = 0.9,
-    num_pages: Annotated[int | None, typer.Option(min=1, help="KV pages, whatever memory they take.")] = None,
+    num_pages: Annotated[int | None, typer.Option(min=1, max=2**31, help="KV pages, in place of a memory.")] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Rows a batch may have.")] = 128,
     max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="New tokens a batch may have.")] = 2048,
     step_time_us: Annotated[int, typer.Option(min=0, help="What a step of a null worker takes, at least.")] = 0,
@@ -105,14 +105,17 @@ def load(options: Options) -> Backend:
         return load_engine(options, say)
     from gpuworker.null import NullBackend
 
-    return NullBackend(
-        name=options.model or "null",
-        n_pages=options.num_pages or 4096,
-        max_model_len=options.max_model_len or 8192,
-        max_rows=options.max_num_seqs,
-        max_batch_tokens=options.max_num_batched_tokens,
-        step_time_s=options.step_time_us / 1e6,
-    )
+    try:
+        return NullBackend(
+            name=options.model or "null",
+            n_pages=options.num_pages or 4096,
+            max_model_len=options.max_model_len or 8192,
+            max_rows=options.max_num_seqs,
+            max_batch_tokens=options.max_num_batched_tokens,
+            step_time_s=options.step_time_us / 1e6,
+        )
+    except MemoryError:
+        raise OptionError(f"--num-pages {options.num_pages}: not enough memory") from None
 
 
 def is_orphan(parent: int | None) -> str | None:

@@ -68,7 +68,7 @@ class Engine:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         except (RuntimeError, MemoryError) as e:
-            if not _is_out_of_memory(e):
+            if not is_out_of_memory(e):
                 raise
             raise StepError(Errno.ENOSPC, f"the worker is out of memory: {str(e).splitlines()[0]}") from None
         done = [RowDone(v.row.job, [next(answers) for _ in v.row.asks]) for v in views]
@@ -149,6 +149,7 @@ def _places(views: Sequence[RowView]) -> list[int]:
     return places
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """torch has a type for this on an accelerator, and on a CPU only words."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    is_typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_typed or "can't allocate memory" in str(error)

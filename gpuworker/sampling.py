@@ -148,13 +148,12 @@ def _choose(x: Tensor, draws: Sequence[Draw]) -> Tensor:
         every = torch.arange(x.shape[1], dtype=torch.int32, device=x.device).unsqueeze(0)
         race = noise(keys([draws[i] for i in free], x.device), every)
         chosen[free] = race.add_(_rows(x, free)).argmax(-1)
-    top_k = max((draws[i].sampling.top_k for i in filtered), default=0)
-    for width in (*(w for w in PREFIXES if top_k < w < x.shape[1]), x.shape[1]):
-        if not filtered:
-            break
-        tokens, settled = _race_in_prefix(_rows(x, filtered), [draws[i] for i in filtered], width)
-        chosen[filtered] = tokens
-        filtered = [i for i, ok in zip(filtered, settled.tolist(), strict=True) if not ok]
+    for width in (*(w for w in PREFIXES if w < x.shape[1]), x.shape[1]):
+        ready = [i for i in filtered if draws[i].sampling.top_k < width or width == x.shape[1]]
+        if ready:
+            tokens, settled = _race_in_prefix(_rows(x, ready), [draws[i] for i in ready], width)
+            chosen[ready] = tokens
+            filtered = sorted({*filtered} - {i for i, ok in zip(ready, settled.tolist(), strict=True) if ok})
     return chosen
 
 

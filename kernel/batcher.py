@@ -30,12 +30,13 @@ class WorkerFault(Exception):
 class Sent:
     """One row of the batch in flight."""
 
-    __slots__ = ("job", "lease", "step")
+    __slots__ = ("job", "lease", "settled", "step")
 
     def __init__(self, job: Job, step: Step, lease: Lease) -> None:
         self.job = job
         self.step = step
         self.lease = lease
+        self.settled = False  # the lease ended before the batch: its job was cancelled
 
 
 class Batcher:
@@ -72,12 +73,22 @@ class Batcher:
         (self._decoding if job.n_wanted <= 1 else self._queued)[job.number] = job
 
     def cancel(self, job: Job, now: float) -> None:
-        """Nobody waits for this job any more. One in flight ends with its batch."""
-        if job.cancelled or not (job.number in self._queued or job.number in self._decoding):
+        """Nobody waits for this job any more: its file is free again at once.
+
+        A step in flight is settled before it is answered. A generation's counts as done, a `pred`'s as never asked
+        for; both are true for whatever comes later, because a worker runs its batches in order."""
+        if job.number not in self._queued and job.number not in self._decoding:
             return
         job.cancelled = True
-        if not any(sent.job is job for sent in self._in_flight):
-            self._drop(job, now)
+        for sent in self._in_flight:
+            if sent.job is job:
+                sent.settled = True
+                job.computed(sent.step)
+                if job.keeps_partial or job.claim is None:
+                    self.fs.commit(sent.lease, now)
+                else:
+                    self.fs.abandon(sent.lease)
+        self._forget(job, now, keep=job.keeps_partial)
 
     def take_ended(self) -> list[Job]:
         """The jobs that have ended since the last look."""
@@ -155,10 +166,9 @@ class Batcher:
         for s, row in zip(sent, batch.head.rows, strict=True):
             n_logits = sum(a.has_logits for a in row.answers) * self._row_bytes
             mine, logits = logits[:n_logits], logits[n_logits:]
-            self.fs.commit(s.lease, now)
-            if s.job.cancelled:
-                self._drop(s.job, now)
+            if s.settled:
                 continue
+            self.fs.commit(s.lease, now)
             s.job.alone = False
             raw = [bytes(mine[i : i + self._row_bytes]) for i in range(0, n_logits, self._row_bytes)]
             over = s.job.took(s.step, row.answers, raw)
@@ -176,10 +186,11 @@ class Batcher:
         """The worker refused the batch: each row is tried again by itself, and then fails alone."""
         sent = self._take(failure.seq)
         for s in sent:
+            if s.settled:
+                self.fs.disown(s.lease)
+                continue
             self.fs.abandon(s.lease)
-            if s.job.cancelled:
-                self._drop(s.job, now)
-            elif len(sent) == 1:
+            if len(sent) == 1:
                 errno = failure.errno if failure.errno in (Errno.ENOSPC, Errno.EINVAL) else Errno.EIO
                 self._end(s.job, now, SyscallError.make(errno, f"the worker refused the step: {failure.detail}"))
             else:
@@ -188,13 +199,11 @@ class Batcher:
     def lost(self, detail: str, now: float) -> None:
         """The worker is gone with all its pages: every job fails with EIO. The caller removes the device next."""
         for s in self._in_flight:
-            self.fs.abandon(s.lease, device_lost=True)
+            if not s.settled:
+                self.fs.abandon(s.lease, device_lost=True)
         self._in_flight, self._seq_sent = [], None
         for job in list(self._candidates()):
-            if job.cancelled:
-                self._drop(job, now)
-            else:
-                self._end(job, now, DeviceLost(detail))
+            self._end(job, now, DeviceLost(detail))
 
     def _take(self, seq: int) -> list[Sent]:
         if seq != self._seq_sent:
@@ -208,9 +217,6 @@ class Batcher:
         """Finish or fail a job that is not in flight, its file given back first."""
         self._forget(job, now, keep=error is None or job.keeps_partial)
         self._outbox.append(job.finish if error is None else partial(job.fail, error))
-
-    def _drop(self, job: Job, now: float) -> None:
-        self._forget(job, now, keep=job.keeps_partial)
 
     def _forget(self, job: Job, now: float, *, keep: bool) -> None:
         self._queued.pop(job.number, None)

@@ -118,16 +118,21 @@ class GenerateJob(Job):
         bias = dict(sampling.logit_bias) | dict.fromkeys(self._stops, FORBIDDEN)
         return Sampling(**{f: getattr(sampling, f) for f in Sampling.__struct_fields__} | {"logit_bias": bias})
 
+    def computed(self, step: Step) -> None:
+        if self.prompt:
+            self.n_prompt_tokens += len(step.tokens)
+        else:
+            self.n_generated_tokens += len(step.tokens)
+
     def took(self, step: Step, answers: list[Answer], logits: list[bytes]) -> bool:
         n_fed = len(step.tokens)
+        self.computed(step)
         self.next_position += n_fed
         if self.prompt:
             self.prompt = self.prompt[n_fed:]
-            self.n_prompt_tokens += n_fed
             self.n_again = 0
         else:
             self.pending = self.pending[n_fed:]
-            self.n_generated_tokens += n_fed
         for answer in answers:
             self._sampled(answer)
         if self.finish_reason is not None and not self.prompt and not self._settled:

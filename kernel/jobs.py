@@ -61,6 +61,10 @@ class Job(ABC):
         """The next step, of at most that many tokens (at least 1)."""
 
     @abstractmethod
+    def computed(self, step: Step) -> None:
+        """Count the tokens of a step that the worker has computed, or will have."""
+
+    @abstractmethod
     def took(self, step: Step, answers: list[Answer], logits: list[bytes]) -> bool:
         """The step was computed. True when the job has no more of them."""
 
@@ -174,6 +178,9 @@ class PredJob(Job):
     def _position(self, offset: int) -> int:
         return self.positions[offset] if offset >= 0 else self.last_position
 
+    def computed(self, step: Step) -> None:
+        self.n_prompt_tokens += len(step.tokens)
+
     def took(self, step: Step, answers: list[Answer], logits: list[bytes]) -> bool:
         rows = iter(logits)
         n_new = len(step.tokens) - step.n_again
@@ -183,7 +190,7 @@ class PredJob(Job):
         self.n_done += n_new
         self.n_asked = self.n_done
         self.n_again = 0
-        self.n_prompt_tokens += len(step.tokens)
+        self.computed(step)
         return self.n_done == len(self.tokens)
 
     def result(self) -> list[Distribution]:

@@ -70,7 +70,7 @@ class Language:
                 if n_chars > N_PROMPT_CHARS_MAX:
                     raise InvalidArgument(f"the rendered chat is longer than {N_PROMPT_CHARS_MAX} characters")
                 parts.append(part)
-        except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as e:
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as e:
             raise InvalidArgument(f"the chat template refuses these messages: {e}") from None
         return "".join(parts)
 

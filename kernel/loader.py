@@ -96,17 +96,23 @@ def installed() -> dict[str, str]:
 
 def load_installed(name: str) -> Program:
     """The program installed as `name`; dashes and underscores are the same. Raises LoadError."""
-    return _load_installed(name.replace("-", "_"))
+    try:
+        return _load_installed(name.replace("-", "_"))
+    except KeyError:
+        raise LoadError(
+            f"no program {name!r} is installed; `lip programs` lists them, and a file is given by its path"
+        ) from None
 
 
 @functools.cache
 def _load_installed(name: str) -> Program:
+    """Raises KeyError when there is none, and LoadError when it cannot be loaded."""
     if name.isidentifier() and not name.startswith("_") and (HOUSE / f"{name}.py").is_file():
         return _program(name, _imported(f"programs.{name}", name), "main")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if entry.name.replace("-", "_") == name:
             return _program(name, _imported(entry.module, name), entry.attr or "main")
-    raise LoadError(f"no program {name!r} is installed; `lip programs` lists them, and a file is given by its path")
+    raise KeyError(name)
 
 
 def _imported(module: str, name: str) -> ModuleType:

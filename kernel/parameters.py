@@ -18,7 +18,7 @@ from msgspec import inspect as types
 _LISTS = (types.ListType, types.SetType, types.FrozenSetType, types.VarTupleType, types.TupleType)
 _OBJECTS = (types.DictType, types.StructType, types.TypedDictType, types.DataclassType, types.NamedTupleType)
 _SCALARS = (type(None), bool, int, float, str)
-_AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
+_AT = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 
 
 class LoadError(Exception):
@@ -73,7 +73,7 @@ class Parameters:
                 raise LoadError(f"parameter {name} is missing" + (f": give --{name} {_metavar(name)}" if text else ""))
         shaped = {n: _shape(n, v, self._info(n)) for n, v in given.items()} if text else given
         try:
-            bound = msgspec.convert(shaped, self._struct, strict=not text)
+            bound = msgspec.convert(shaped, self._struct, strict=not text, str_keys=True)
         except msgspec.ValidationError as e:
             raise LoadError(_explain(str(e), given if text else {})) from None
         return {name: getattr(bound, name) for name in given}

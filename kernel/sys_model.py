@@ -112,6 +112,7 @@ def sys_tokenize(kernel: Kernel, process: Process, call: calls.Tokenize) -> list
 
 @handles(calls.Detokenize)
 def sys_detokenize(kernel: Kernel, process: Process, call: calls.Detokenize) -> str:
+    check_tokens(call.tokens, kernel.model_info())
     return kernel.language.decode(call.tokens, skip_special=call.skip_special)
 
 

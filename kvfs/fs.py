@@ -274,6 +274,12 @@ class Kvfs:
         if lease.claim is None:
             self._reap(lease.inode)
 
+    def disown(self, lease: Lease) -> None:
+        """The batch of a lease that was committed early has failed after all: if the file still has those tokens,
+        their K/V is not there and the file is lost."""
+        if lease.state is leases.LeaseState.COMMITTED and lease.n_new:
+            lease.inode.lose()
+
     def abandon(self, lease: Lease, *, device_lost: bool = False) -> None:
         """The batch did not run, or nobody wants its result: the file is as before, but for its tail where the
         batch would have written in place. If its batch is not sent yet, take it out. Ends the lease, once

@@ -20,7 +20,7 @@ Sharing (`check_sharing`)
   7. A page that two files share has the same place in both tables, with the same pages before it: files share
      beginnings. As far as both go, their tokens and positions are the same.
   8. A page that is being written in place is written by one, and nobody needs what is overwritten: files that
-     came to share it since have no new token's slot, and no tail; no lease reads its tail.
+     came to share it since end before the first new token and have no tail; no lease reads its tail.
 
 Work in flight (`check_lease`)
   9. A lease that is out is of a living inode, on its device, at its present length; its table covers what it

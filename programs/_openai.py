@@ -2,7 +2,8 @@
 
 A request is checked field by field against a struct; fields that nobody here knows are ignored, as OpenAI's servers
 do, but fields that would change the meaning of the answer are refused by name. The prompt is computed once, whatever
-`n` is: the choices continue from forks of one file.
+`n` is: the choices continue from forks of one file. No file is closed: a process serves one request, and its files
+end with it.
 """
 
 import asyncio
@@ -15,14 +16,25 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from sdk import kv, model, process, syscalls
-from sdk.abi.values import Chunk, Decoding, FinishReason, Generation, Sampling, TokenLogprob
+from sdk import (
+    Chunk,
+    Decoding,
+    FinishReason,
+    Generation,
+    KVFile,
+    Sampling,
+    TokenLogprob,
+    kv,
+    model,
+    random,
+    syscalls,
+)
 
 R = TypeVar("R", bound="Options")
 T = TypeVar("T")
 
 N_CHOICES_MAX = 128
-_AT = re.compile(r"(.*) - at `(?:key in )?\$\.?(.*)`", re.DOTALL)
+_AT = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 
 
@@ -120,7 +132,7 @@ class Branch(Struct, frozen=True):
     """One choice about to be made: a file, what it has yet to read, and how to go on."""
 
     index: int
-    file: kv.KVFile
+    file: KVFile
     prompt: Sequence[int]
     decoding: Decoding | None  # None: nothing is generated
 
@@ -150,7 +162,7 @@ async def branch(prompt: Sequence[int], n: int, decoding: Decoding | None, first
     return await fork(base, n, decoding, first_index)
 
 
-async def fork(base: kv.KVFile, n: int, decoding: Decoding | None, first_index: int) -> list[Branch]:
+async def fork(base: KVFile, n: int, decoding: Decoding | None, first_index: int) -> list[Branch]:
     """`n` ways to go on after what `base` has read."""
     return [Branch(first_index + i, await base.fork(), [], _reseeded(decoding, i)) for i in range(n)]
 
@@ -174,7 +186,7 @@ async def for_each(branches: list[Branch], run: Callable[[Branch], Awaitable[T]]
 
 async def envelope(prefix: str, kind: str, model_name: str) -> dict[str, Any]:
     """The fields that every object of one response begins with."""
-    name = f"{prefix}-{int(await process.random() * 2**53):014x}"
+    name = f"{prefix}-{int(await random() * 2**53):014x}"
     return {"id": name, "object": kind, "created": int(datetime.now(UTC).timestamp()), "model": model_name}
 
 

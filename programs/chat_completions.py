@@ -21,10 +21,7 @@ from programs._openai import (
     read,
     usage,
 )
-from sdk import model
-from sdk.abi.errors import NotSupported
-from sdk.abi.values import Chunk, Decoding, Generation, Message, TokenLogprob
-from sdk.channel import emit
+from sdk import Chunk, Decoding, Generation, Message, NotSupported, TokenLogprob, emit, model
 
 
 class ContentPart(Struct):

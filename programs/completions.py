@@ -22,9 +22,8 @@ from programs._openai import (
     read,
     usage,
 )
-from sdk import kv, model
-from sdk.abi.values import Chunk, Decoding, Generation, Token, TokenLogprob
-from sdk.channel import emit
+from sdk import Chunk, Decoding, Generation, KVFile, TokenLogprob, emit, kv, model
+from sdk.abi.values import Token
 
 
 class Request(Options, kw_only=True):
@@ -109,7 +108,7 @@ def part_of(made: Generation | Chunk) -> Part:
     return Part(made.text, made.tokens, [(found.token, found) for found in made.logprobs])
 
 
-async def read_aloud(file: kv.KVFile, prompt: Prompt, logprobs: int | None) -> Part:
+async def read_aloud(file: KVFile, prompt: Prompt, logprobs: int | None) -> Part:
     """Let `file` read the prompt, and return it as a part of the answer (`"echo": true`)."""
     tokens = prompt.tokens
     text = await model.detokenize(tokens) if prompt.text is None else prompt.text

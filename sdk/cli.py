@@ -27,10 +27,11 @@ app = typer.Typer(
     help="Run LLM programs, and look after the kernel they run in.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain errors, without boxes
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-worker = typer.Typer(no_args_is_help=True, help="The workers that serve the model.")
+worker = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The workers that serve the model.")
 app.add_typer(worker, name="worker")
 
 Socket = Annotated[Path | None, typer.Option("--socket", help="the kernel's socket, if it is not where it usually is")]
@@ -110,6 +111,9 @@ def run(
     if program in ("-h", "--help"):
         print(ctx.get_help())
         return
+    if program.startswith("-"):
+        complain(f"{program} comes before the program: lip run PROGRAM [--parameter value ...]")
+        raise typer.Exit(WRONG_USE)
     options = [word for given in kernel_arg or [] for word in shlex.split(given)]
     execute(Run(ctx.obj, program, ctx.args, options, json).go(detach=detach))
 

@@ -70,21 +70,27 @@ async def private_kernel(options: Sequence[str], on_line: Callable[[str], None])
         start_new_session=True,  # a Ctrl-C is for us, who end the kernel in order
     )
     lines: list[str] = []
-    reader = asyncio.ensure_future(_hand_on(child, lines, on_line))
+    ending = asyncio.Event()
+    reader = asyncio.ensure_future(_hand_on(child, lines, ending, on_line))
     try:
         async with Client(path) as client:
             await _ready(child, client, reader, lines)
             yield client
     finally:
+        ending.set()
         await asyncio.shield(_end(child, reader, directory))
 
 
-async def _hand_on(child: asyncio.subprocess.Process, lines: list[str], on_line: Callable[[str], None]) -> None:
+async def _hand_on(
+    child: asyncio.subprocess.Process, lines: list[str], ending: asyncio.Event, on_line: Callable[[str], None]
+) -> None:
+    """Pass the output on, but for goodbyes; `lines` keeps the last one."""
     assert child.stdout is not None
     async for raw in child.stdout:
         line = raw.decode(errors="replace").rstrip("\n")
         lines[:] = [line]
-        on_line(line)
+        if not ending.is_set():
+            on_line(line)
 
 
 async def _ready(

@@ -123,7 +123,7 @@ def _tcp_socket(host: str, port: int) -> socket.socket:
         raise FrontDoorError(f"cannot listen on {host} port {port}: {e.strerror or e}") from None
 
 
-async def serve_socket(kernel: Kernel, path: Path) -> SocketServer:
+async def serve_socket(kernel: Kernel, path: Path) -> Server:
     """Open the unix socket for this machine's owner. Raises FrontDoorError."""
     server = SocketServer(admin_app(kernel), _unix_socket(path), path)
     await server.wait_started()

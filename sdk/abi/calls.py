@@ -45,7 +45,8 @@ class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
     One `Distribution` is returned per asked offset, in the order asked. All or nothing: on an error the file is
     as it was, except that EIO leaves a file lost when its worker is gone.
 
-    EBUSY: another call is appending to this file. E2BIG: the file would exceed the model's context.
+    EBUSY: another call is appending to this file. E2BIG: the file or a position would exceed the model's context.
+    EINVAL: a token that the model does not have, positions that decrease, an offset asked twice or of no token.
     ENOSPC: no free pages. ENODEV: no worker. EIO: the worker was lost or failed under this call.
     """
 

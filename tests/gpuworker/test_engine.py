@@ -204,12 +204,17 @@ def test_a_tail_answers_as_the_token_did(tiny: Engine) -> None:
     )
     assert_close(forked, fresh.expand(2, -1))
     assert_close(both, contiguous(tiny, other)[[29, 0, 29]])
-    reader, (writer) = kernel.logits(
-        Job(File(file.n, file.pages), (), [Ask(-1)]), Job(file, [7, 8], [Ask(1), Ask(-1), Ask(0)])
+    reader, stranger = File(file.n, list(file.pages)), File()
+    kernel.run(Job(stranger, [4, 5, 6]))
+    before, writer, after_writer = kernel.logits(
+        Job(reader, (), [Ask(-1)]),
+        Job(file, [7, 8], [Ask(1), Ask(-1), Ask(0)]),
+        Job(stranger, [9], [Ask(-1), Ask(0)]),
     )
     want = contiguous(tiny, [*tokens, 7, 8])
-    assert_close(reader, want[20:21])
+    assert_close(before, want[20:21])
     assert_close(writer, want[[22, 20, 21]])
+    assert_close(after_writer, contiguous(tiny, [4, 5, 6, 9])[2:])
     (after,) = kernel.logits(Job(file, (), [Ask(-1)]))
     assert_close(after, want[22:])
 

@@ -233,6 +233,16 @@ def test_it_answers_as_the_torch_sampler_does(hidden: int, s: Sampling, seed: in
     assert got.has_logits
 
 
+def test_it_draws_the_unlikely_as_often_at_high_temperatures() -> None:
+    """Where the rest of the vocabulary comes within reach of the noise, and where it just does not."""
+    for temperature in (1.4, 1.8, 5.0):
+        asks = [Ask(0, Draw(Sampling(temperature=temperature), 1, i)) for i in range(300)]
+        got = [nulltext.answer(77, ask, [], 512).sample for ask in asks]
+        want = [a.sample for a in sampling.answers(dense(77).expand(300, -1), asks, [[]] * 300)]
+        assert got == want
+        assert any(t not in nulltext.likely(77) for t in got) == (temperature == 5.0)
+
+
 def test_raw_logits_come_row_after_row() -> None:
     file = fresh()
     row = file.row([70, 71, 72], [Ask(0, logits=True), Ask(1), Ask(2, logits=True, top_k=1)])

@@ -14,7 +14,7 @@ from gpuworker.wire import Ask, Draw
 from sdk.abi.values import Sampling
 
 VOCAB = 40
-WIDE = 5000  # more than the widest prefix
+WIDE = 3000  # more than the widest prefix
 
 
 def reference(logits: Sequence[float], s: Sampling, history: Sequence[int], n_generated: int) -> dict[int, float]:
@@ -104,14 +104,15 @@ def test_noise_is_gumbel() -> None:
         Sampling(temperature=1.0, top_k=5),
         Sampling(temperature=1.3, top_p=0.8),
         Sampling(temperature=1.0, min_p=0.1),
-        Sampling(temperature=0.9, top_k=12, top_p=0.9, min_p=0.02, frequency_penalty=0.5, logit_bias={3: 2.0}),
+        Sampling(temperature=0.9, top_k=12, top_p=0.9, min_p=0.02, logit_bias={3: 2.0}),
+        Sampling(temperature=1.0, repetition_penalty=1.8, frequency_penalty=0.5, presence_penalty=-0.4),
     ],
 )
 def test_draws_follow_the_distribution(s: Sampling) -> None:
     """Chi-square over 6000 (seed, position) pairs, at p = 0.001."""
-    row, history, n = rows(5, 1)[0], [1, 2, 2, 3], 6000
-    want = reference(row.tolist(), s, history, 2)
-    got = many(row, s, n, history, 2)
+    row, history, n = rows(5, 1)[0], [*range(20), 1, 2, 2, 3], 6000
+    want = reference(row.tolist(), s, history, 3)
+    got = many(row, s, n, history, 3)
     assert set(got) <= set(want)
     common = {t: p for t, p in want.items() if p * n >= 5}
     chi2 = sum((got[t] - n * p) ** 2 / (n * p) for t, p in common.items())
@@ -134,6 +135,38 @@ samplings = st.builds(
     logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-1e9, -3.0, 4.0, 100.0]), max_size=3),
 )
 histories = st.lists(st.integers(0, VOCAB - 1), max_size=12)
+
+
+def best(row: Sequence[float], d: Draw, history: Sequence[int]) -> int:
+    """The token that the definition draws."""
+    allowed = reference(row, d.sampling, history, d.n_generated)
+    k0, k1 = noise.key(d.seed, d.position)
+    return max(allowed, key=lambda t: math.log(allowed[t]) + noise.gumbel(k0, k1, t))
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        Sampling(temperature=1.0, repetition_penalty=1.5),
+        Sampling(temperature=1.0, repetition_penalty=0.5),
+        Sampling(temperature=1.0, frequency_penalty=0.8),
+        Sampling(temperature=1.0, presence_penalty=-1.5),
+        Sampling(temperature=2.0, logit_bias={1: 5.0}, repetition_penalty=2.0, frequency_penalty=-0.5),
+        Sampling(temperature=0.5, frequency_penalty=1.0, min_p=0.1),
+        Sampling(temperature=1.5, top_k=4, top_p=0.7),
+        Sampling(temperature=3.0, min_p=0.2, top_k=10, top_p=0.8),
+        Sampling(repetition_penalty=1.5, frequency_penalty=0.8),
+    ],
+    ids=str,
+)
+def test_each_step_of_the_order(s: Sampling) -> None:
+    """300 rows with histories in which tokens come again and again: each draws what the definition does."""
+    logits = rows(6, 300)
+    histories = [torch.randint(0, 12, (20,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(300)]
+    draws = [Draw(s, 5, i, 20, 13) for i in range(300)]
+    assert drawn(logits, draws, histories) == [
+        best(row, d, h) for row, d, h in zip(logits.tolist(), draws, histories, strict=True)
+    ]
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)  # a cut may fall between fp32 and fp64
@@ -183,27 +216,28 @@ def test_seed_of_the_sampling_is_not_looked_at() -> None:
 @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
 def test_prefix_and_whole_vocabulary_agree(spread: float) -> None:
     """Filters over a vocabulary wider than the prefixes, peaked (one prefix) and flat (all of it sorted)."""
-    logits = rows(9, 6, WIDE, spread)
     samplings = [
         Sampling(temperature=1.0, top_p=0.95),
         Sampling(temperature=1.0, top_p=0.05),
         Sampling(temperature=0.8, top_k=300, top_p=0.9),
+        Sampling(temperature=1.0, top_k=100, top_p=0.3),
         Sampling(temperature=1.0, top_k=2500),
         Sampling(temperature=1.0, min_p=0.2),
         Sampling(temperature=1.0, min_p=0.001, top_p=0.5),
     ]
-    got = drawn(logits, [Draw(s, 3, i) for i, s in enumerate(samplings)])
-    for i, s in enumerate(samplings):
-        allowed = reference(logits[i].tolist(), s, [], 0)
-        k0, k1 = noise.key(3, i)
-        score = {t: math.log(p) + noise.gumbel(k0, k1, t) for t, p in allowed.items()}
-        assert got[i] == max(score, key=lambda t: score[t])
+    draws = [Draw(s, 3, i) for i, s in enumerate(samplings * 8)]
+    logits = rows(9, len(draws), WIDE, spread)
+    want = [best(row, d, []) for row, d in zip(logits.tolist(), draws, strict=True)]
+    assert drawn(logits, draws) == want
+    for i in range(len(samplings)):  # where no row is the reason for another to look further
+        assert drawn(logits[i :: len(samplings)], draws[i :: len(samplings)]) == want[i :: len(samplings)]
 
 
 def test_ties_at_a_cut_all_stay() -> None:
     row = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0])
     assert set(many(row, Sampling(temperature=1.0, top_k=2), 300)) == {0, 1, 2, 3}
     assert set(many(torch.zeros(5), Sampling(temperature=1.0, top_p=0.3), 300)) == set(range(5))
+    assert len(many(torch.zeros(WIDE), Sampling(temperature=1.0, top_k=5), 400)) > 300  # beyond the first prefix
 
 
 def test_greedy_takes_the_first_of_equals() -> None:

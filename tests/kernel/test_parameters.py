@@ -36,6 +36,7 @@ async def main(
     colour: Colour = Colour.RED,
     point: Point | None = None,
     table: dict[str, int] = {},  # noqa: B006
+    counts: dict[int, int] = {},  # noqa: B006
     anything: Any = None,
     untyped=7,  # type: ignore[no-untyped-def]
     small: Annotated[int, msgspec.Meta(ge=0, le=9)] = 3,
@@ -84,6 +85,7 @@ def why(args: dict[str, Any], *, text: bool) -> str:
         ({"point": '{"x": 1}'}, Point(1)),
         ({"point": "null"}, None),
         ({"table": '{"a": 1}'}, {"a": 1}),
+        ({"counts": '{"1": 2}'}, {1: 2}),
         ({"anything": "4"}, "4"),
         ({"anything": True}, True),
         ({"untyped": "8"}, 8),
@@ -112,6 +114,7 @@ def test_words_of_a_command_line(words: dict[str, Any], value: Any) -> None:
         ({"point": "{x}"}, "parameter point: expected JSON, got '{x}'"),
         ({"point": '{"y": 1}'}, "parameter point: object missing required field x"),
         ({"table": "7"}, "parameter table: expected object, got int"),
+        ({"counts": '{"x": 1}'}, "parameter counts: expected int, got '{\"x\": 1}'"),
         ({"small": "10"}, "parameter small: expected int <= 9"),
         ({"flg": True}, "there is no parameter flg; did you mean flag?"),
     ],

@@ -137,7 +137,7 @@ class Device:
         for i in range(n_before, len(flight.history)):
             page = table[i // self.page_size]
             self.slots[page][i % self.page_size] = flight.history[i]
-            self.tails[page] = flight.history[: i + 1]
+            self.tails[page] = list(flight.history[: i + 1])
 
 
 @pytest.fixture

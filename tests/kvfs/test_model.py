@@ -64,13 +64,11 @@ class File:
 
 
 class KvfsMachine(RuleBasedStateMachine):
-    def __init__(self, new_device: Callable[[int, int], Any], new_flight: Callable[..., Any]) -> None:
-        super().__init__()
-        self.new_device = new_device
-        self.new_flight = new_flight
-        self.start()
+    device_type: Any
+    flight_type: Any
 
-    def start(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.fs = Kvfs()
         self.now = 0.0
         self.next_token = 0
@@ -143,7 +141,7 @@ class KvfsMachine(RuleBasedStateMachine):
 
     def add_device(self, name: str) -> None:
         self.fs.add_device(name, n_pages=N_PAGES, page_size=PAGE_SIZE)
-        self.devices[name] = self.new_device(N_PAGES, PAGE_SIZE)
+        self.devices[name] = self.device_type(N_PAGES, PAGE_SIZE)
 
     def remove_device(self, name: str, told: bool) -> None:
         hit = [flight for flight in self.flights if flight.lease.device == name]
@@ -264,18 +262,20 @@ class KvfsMachine(RuleBasedStateMachine):
 
     def truncate(self, i: int, n: int) -> None:
         f, file = self.handles[i % len(self.handles)]
+        error = AccessDenied if f.mode is OpenMode.READ else Busy if file.claimed else None
+        self.truncate_by(lambda n: self.fs.truncate(f, n, self.now), file, n, error)
+
+    def truncate_claimed(self, i: int, n: int) -> None:
+        claim, file = self.idle_claim(i)
+        self.truncate_by(lambda n: self.fs.truncate_claimed(claim, n, self.now), file, n, None)
+
+    def truncate_by(self, call: Callable[[int], None], file: File, n: int, error: type[SyscallError] | None) -> None:
         n %= len(file.slots) + 2
-        error = AccessDenied if f.mode is OpenMode.READ else Busy if file.claimed else self.no_truncate(file, n)
-        if self.attempt(error, lambda: self.fs.truncate(f, n, self.now)):
-            self.truncated(file, n)
-
-    def no_truncate(self, file: File, n: int) -> type[SyscallError] | None:
-        return InvalidArgument if n > len(file.slots) else None
-
-    def truncated(self, file: File, n: int) -> None:
-        if n < len(file.slots):
-            file.tail, file.lost = False, file.lost and n > 0
-        del file.slots[n:]
+        error = error or (InvalidArgument if n > len(file.slots) else None)
+        if self.attempt(error, lambda: call(n)):
+            if n < len(file.slots):
+                file.tail, file.lost = False, file.lost and n > 0
+            del file.slots[n:]
 
     # --- work in flight ---
 
@@ -310,12 +310,6 @@ class KvfsMachine(RuleBasedStateMachine):
         self.fs.release(claim, self.now)
         file.claimed = False
         self.reap(file)
-
-    def truncate_claimed(self, i: int, n: int) -> None:
-        claim, file = self.idle_claim(i)
-        n %= len(file.slots) + 2
-        if self.attempt(self.no_truncate(file, n), lambda: self.fs.truncate_claimed(claim, n, self.now)):
-            self.truncated(file, n)
 
     def unclaimed(self) -> list[int]:
         """Handles through which a file could be written."""
@@ -364,7 +358,7 @@ class KvfsMachine(RuleBasedStateMachine):
 
     def took_off(self, lease: Lease, file: File, new: list[Slot], *, had_tail: bool) -> None:
         file.n_leases += 1
-        self.flights.append(self.new_flight(lease, file, file.slots + new, had_tail, lease.pages.tolist()))
+        self.flights.append(self.flight_type(lease, file, file.slots + new, had_tail, lease.pages.tolist()))
 
     @precondition(lambda self: self.handles)
     @rule(i=PICK)
@@ -461,7 +455,5 @@ class KvfsMachine(RuleBasedStateMachine):
 
 
 def test_every_file_is_what_was_written_to_it(device_type: Any, flight_type: Any) -> None:
-    run_state_machine_as_test(
-        lambda: KvfsMachine(device_type, flight_type),
-        settings=settings(max_examples=150, stateful_step_count=60, deadline=None),
-    )
+    KvfsMachine.device_type, KvfsMachine.flight_type = device_type, flight_type
+    run_state_machine_as_test(KvfsMachine, settings=settings(max_examples=150, stateful_step_count=60, deadline=None))

@@ -1,0 +1,59 @@
+import pytest
+
+from kernel.config import Config, ConfigError, is_loopback
+
+
+def test_the_command_line_counts_most_then_environment_then_file(tmp_path):
+    file = tmp_path / "kernel.yaml"
+    file.write_text("port: 1111\nmax-num-seqs: 11\nworker: tcp://127.0.0.1:7001\nmodel: from-file\n")
+    environ = {"SYMPHONY_PORT": "2222", "SYMPHONY_MODEL": "from-environment"}
+    config = Config.load({"model": "from-command-line"}, file, environ)
+    assert config.model == "from-command-line"
+    assert config.port == 2222
+    assert config.max_num_seqs == 11
+    assert config.worker == ["tcp://127.0.0.1:7001"]
+    assert config.max_num_batched_tokens == Config().max_num_batched_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 1", "prot"),
+        ("port: many", "port"),
+        ("- a", "mapping"),
+        ("port: [", "cannot read"),
+        ("max_num_seqs: 0", "max_num_seqs"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, text, message):
+    file = tmp_path / "kernel.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        Config.load({}, file, {})
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        Config.load({}, tmp_path / "none.yaml", {})
+
+
+def test_the_network_wants_a_key():
+    with pytest.raises(ConfigError, match="--api-key"):
+        Config.load({"host": "0.0.0.0"}, None, {})
+    with pytest.raises(ConfigError, match="empty"):
+        Config.load({"api_key": ""}, None, {})
+    assert Config.load({"host": "0.0.0.0", "api_key": "secret"}, None, {}).host == "0.0.0.0"
+
+
+def test_loopback():
+    assert [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "10.0.0.1", "example.org")] == [True] * 3 + [
+        False
+    ] * 2
+
+
+def test_what_the_local_worker_is_told():
+    options = Config(model="m", dtype="float32", threads=2).worker_options()
+    assert options[options.index("--dtype") + 1] == "float32"
+    assert options[options.index("--threads") + 1] == "2"
+    assert "--num-pages" not in options

@@ -1,0 +1,90 @@
+from array import array
+
+import pytest
+
+from kvfs import cow
+from kvfs.pages import NO_PAGES, PagePool
+from sdk.abi.errors import NoSpace
+
+
+@pytest.fixture
+def pool() -> PagePool:
+    return PagePool("w0", 16, 4)
+
+
+@pytest.mark.parametrize(("n_tokens", "n_pages"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_pages_cover_tokens(n_tokens: int, n_pages: int) -> None:
+    assert cow.n_pages_for(n_tokens, 4) == n_pages
+
+
+def test_an_empty_table_grows_from_nothing(pool: PagePool) -> None:
+    table, fresh, copies = cow.grow(pool, NO_PAGES, 0, 9)
+    assert (len(table), table, copies) == (3, fresh, [])
+
+
+def test_a_page_with_room_is_written_in_place_by_its_only_holder(pool: PagePool) -> None:
+    table = pool.alloc(2)
+    grown, fresh, copies = cow.grow(pool, table, 5, 3)
+    assert grown is table
+    assert (len(fresh), copies) == (0, [])
+
+
+def test_growth_beyond_the_last_page_goes_on_behind_it(pool: PagePool) -> None:
+    table = pool.alloc(2)
+    grown, fresh, copies = cow.grow(pool, table, 5, 4)
+    assert grown == table + fresh
+    assert (fresh.tolist(), copies) == ([table[-1] + 1], [])
+
+
+def test_a_shared_page_with_room_is_copied(pool: PagePool) -> None:
+    table = pool.alloc(2)
+    pool.hold(table)
+    grown, fresh, copies = cow.grow(pool, table, 5, 4)
+    assert grown == table[:1] + fresh
+    assert copies == [(table[1], fresh[0])]
+    assert pool.refs[table[1]] == 2, "the file keeps its hold on the source"
+
+
+def test_the_first_page_of_a_fork_leaves_room_behind_the_shared_one(pool: PagePool) -> None:
+    table = pool.alloc(2)
+    pool.hold(table)
+    _, fresh, _ = cow.grow(pool, table, 5, 1)
+    assert fresh[0] != table[1] + 1
+
+
+def test_a_full_shared_page_is_not_copied(pool: PagePool) -> None:
+    table = pool.alloc(2)
+    pool.hold(table)
+    grown, fresh, copies = cow.grow(pool, table, 8, 1)
+    assert (grown, copies) == (table + fresh, [])
+
+
+def test_a_token_computed_again_is_written_even_where_the_page_is_full(pool: PagePool) -> None:
+    table = pool.alloc(2)
+    assert cow.grow(pool, table, 7, 1)[0] is table
+    pool.hold(table)
+    grown, fresh, copies = cow.grow(pool, table, 7, 2)
+    assert grown == table[:1] + fresh
+    assert (len(fresh), copies) == (2, [(table[1], fresh[0])])
+
+
+def test_no_space_changes_nothing(pool: PagePool) -> None:
+    table = pool.alloc(16)
+    pool.hold(table)
+    before = list(pool.refs)
+    with pytest.raises(NoSpace):
+        cow.grow(pool, table, 63, 1)
+    assert pool.refs == before
+
+
+def test_cut_drops_the_pages_beyond_and_keeps_the_partial_one(pool: PagePool) -> None:
+    table = pool.alloc(4)
+    given = array("I", table)
+    assert cow.cut(pool, table, 5) == table[:2]
+    assert (pool.n_free, table) == (14, given)
+
+
+def test_share_holds_every_page(pool: PagePool) -> None:
+    table = pool.alloc(3)
+    assert cow.share(pool, table) is table
+    assert [pool.refs[p] for p in table] == [2, 2, 2]

@@ -1,0 +1,235 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kvfs.fs import Kvfs
+from kvfs.fsck import check, counts
+from kvfs.openfile import OpenFile
+from kvfs.pages import DeviceUsage
+from sdk.abi.errors import (
+    AccessDenied,
+    BadFile,
+    Busy,
+    DeviceLost,
+    FileExists,
+    KernelPanic,
+    NoDevice,
+    QuotaExceeded,
+)
+from sdk.abi.values import OpenMode
+
+Make = Callable[[int], OpenFile]
+Append = Callable[[OpenFile, int], None]
+ANN: dict[str, Any] = {"owner": "ann", "now": 1.0}
+
+
+# --- handles ---
+
+
+def test_a_file_lives_as_long_as_a_name_or_a_handle(fs: Kvfs, append: Append) -> None:
+    f = fs.create("/a", **ANN)
+    append(f, 5)
+    fs.unlink("/a", 2.0)
+    assert (fs.length(f), fs.readdir("/")) == (5, [])
+    fs.close(f, 3.0)
+    assert (counts(fs).inodes, counts(fs).pages) == (0, 0)
+
+
+def test_a_named_file_persists_when_it_is_closed(fs: Kvfs, append: Append) -> None:
+    f = fs.create("/a", **ANN)
+    append(f, 5)
+    fs.close(f, 2.0)
+    again = fs.open("/a", OpenMode.READ, owner="bob", now=3.0)
+    assert (fs.tokens(again), fs.tail_valid(again)) == ([0, 1, 2, 3, 4], True)
+
+
+def test_the_second_close_is_refused(fs: Kvfs, make: Make) -> None:
+    f = make(1)
+    fs.close(f, 1.0)
+    for use in (lambda: fs.close(f, 1.0), lambda: fs.length(f), lambda: fs.fork(f, None, **ANN)):
+        with pytest.raises(BadFile):
+            use()
+
+
+def test_only_the_owner_writes(fs: Kvfs) -> None:
+    fs.create("/a", **ANN)
+    with pytest.raises(AccessDenied, match="belongs to 'ann': open it with mode 'r', and fork it"):
+        fs.open("/a", OpenMode.WRITE, owner="bob", now=1.0)
+    f = fs.open("/a", OpenMode.READ, owner="bob", now=1.0)
+    with pytest.raises(AccessDenied):
+        fs.truncate(f, 0, 1.0)
+    assert fs.fstat(fs.fork(f, None, owner="bob", now=1.0)).owner == "bob"
+
+
+def test_create_on_a_device_that_is_not_there_leaves_no_file(fs: Kvfs) -> None:
+    with pytest.raises(NoDevice):
+        fs.create("/a", owner="ann", now=1.0, device="w9")
+    assert counts(fs).inodes == 0
+
+
+def test_the_number_of_files_is_limited() -> None:
+    fs = Kvfs(max_files=3)
+    fs.mkdir("/d", **ANN)
+    f = fs.create(None, **ANN)
+    fs.create("/d/a", **ANN)
+    for use in (lambda: fs.create("/b", **ANN), lambda: fs.mkdir("/e", **ANN), lambda: fs.fork(f, None, **ANN)):
+        with pytest.raises(QuotaExceeded, match="there are 3 files"):
+            use()
+    fs.close(f, 1.0)
+    fs.mkdir("/e", **ANN)
+    assert check(fs) == []
+
+
+def test_slices_are_those_of_a_list(fs: Kvfs, make: Make) -> None:
+    f = make(5)
+    for start, stop in [(0, None), (2, None), (1, 3), (-2, None), (0, -1), (7, 9)]:
+        assert fs.tokens(f, start, stop) == [0, 1, 2, 3, 4][start:stop]
+        assert fs.positions(f, start, stop) == [0, 1, 2, 3, 4][start:stop]
+
+
+# --- forks ---
+
+
+def test_a_fork_shares_pages_until_one_of_the_two_writes(fs: Kvfs, make: Make, append: Append) -> None:
+    f = make(5)
+    child = fs.fork(f, None, **ANN)
+    assert (counts(fs).pages, fs.tokens(child), fs.tail_valid(child)) == (2, [0, 1, 2, 3, 4], True)
+    append(child, 1)
+    assert (counts(fs).pages, fs.length(f), fs.length(child)) == (3, 5, 6)
+    append(f, 1)
+    assert counts(fs).pages == 3, "f is the only holder of its last page by now, and writes in place"
+    fs.truncate(child, 2, 2.0)
+    assert (fs.tokens(f), fs.tokens(child)) == ([0, 1, 2, 3, 4, 5], [0, 1])
+
+
+def test_forks_outlive_their_parent(fs: Kvfs, make: Make) -> None:
+    f = make(9)
+    children = [fs.fork(f, None, **ANN) for _ in range(3)]
+    fs.close(f, 2.0)
+    assert [fs.tokens(child) for child in children] == [list(range(9))] * 3
+    assert counts(fs).pages == 3
+
+
+def test_a_fork_of_an_unplaced_file_is_unplaced(fs: Kvfs) -> None:
+    child = fs.fork(fs.create(None, **ANN), None, **ANN)
+    assert (fs.device_of(child), fs.length(child)) == (None, 0)
+
+
+def test_a_fork_in_the_middle_of_a_write_sees_what_is_committed(fs: Kvfs, make: Make) -> None:
+    f = make(5)
+    lease = fs.lease(fs.claim(f), [9, 9, 9, 9])
+    child = fs.fork(f, None, **ANN)
+    assert (fs.tokens(child), fs.tail_valid(child)) == ([0, 1, 2, 3, 4], False)
+    fs.commit(lease, 2.0)
+    assert (fs.length(f), fs.length(child), fs.tail_valid(f)) == (9, 5, True)
+    write = fs.lease(fs.claim(child), [7])
+    assert write.copies == [(f.inode.table[1], write.pages[1])]
+
+
+@pytest.mark.parametrize(("n", "shared"), [(4, False), (5, True)])
+def test_a_fork_keeps_the_tail_when_the_write_goes_elsewhere(fs: Kvfs, make: Make, n: int, shared: bool) -> None:
+    f = make(n)
+    if shared:
+        fs.fork(f, None, **ANN)
+    fs.lease(fs.claim(f), [9])
+    assert fs.tail_valid(f)
+    assert fs.tail_valid(fs.fork(f, None, **ANN))
+
+
+def test_forks_that_grow_side_by_side_keep_their_runs() -> None:
+    fs = Kvfs()
+    fs.add_device("w0", n_pages=4096, page_size=4)
+    f = fs.create(None, owner="ann", now=0.0, device="w0")
+    claim = fs.claim(f)
+    fs.commit(fs.lease(claim, range(10)), 0.0)
+    forks = [fs.fork(f, None, **ANN) for _ in range(8)]
+    claims = [fs.claim(child) for child in forks]
+    for token in range(200):
+        for claim in claims:
+            fs.commit(fs.lease(claim, [token]), 1.0)
+    for child in forks:
+        private = child.inode.table[2:]
+        assert private.tolist() == list(range(private[0], private[0] + len(private)))
+
+
+# --- devices ---
+
+
+def test_devices_come_and_go(fs: Kvfs, make: Make) -> None:
+    make(5)
+    assert fs.devices() == {"w0": DeviceUsage(n_pages=32, n_free=30, n_files=1, page_size=4)}
+    with pytest.raises(FileExists):
+        fs.add_device("w0", n_pages=1, page_size=1)
+    fs.remove_device("w0", now=2.0)
+    assert fs.devices() == {}
+    with pytest.raises(NoDevice):
+        fs.remove_device("w0", now=2.0)
+
+
+def test_removing_a_device_ends_its_leases(fs: Kvfs, make: Make) -> None:
+    f, g = make(5), make(5)
+    claim = fs.claim(f)
+    writing, reading = fs.lease(claim, [1]), fs.lease_tail(g)
+    fs.remove_device("w0", now=2.0)
+    assert counts(fs).leases == 0
+    for lease in (writing, reading):
+        fs.abandon(lease, device_lost=True)
+        with pytest.raises(KernelPanic):
+            fs.abandon(lease)
+    with pytest.raises(DeviceLost):
+        fs.lease(claim, [1])
+    fs.release(claim, 3.0)
+
+
+def test_a_result_that_comes_after_the_device_is_gone_is_a_bug(fs: Kvfs, make: Make) -> None:
+    lease = fs.lease(fs.claim(make(5)), [1])
+    fs.remove_device("w0", now=2.0)
+    with pytest.raises(KernelPanic, match="committed that is lost"):
+        fs.commit(lease, 2.0)
+
+
+def test_a_file_held_by_nothing_but_a_lease_goes_with_its_device(fs: Kvfs, make: Make) -> None:
+    f = make(5)
+    lease = fs.lease_tail(f)
+    fs.close(f, 1.0)
+    fs.remove_device("w0", now=2.0)
+    assert counts(fs).inodes == 0
+    fs.abandon(lease, device_lost=True)
+
+
+def test_device_lost_loses_the_file_at_once(fs: Kvfs, make: Make) -> None:
+    f, g = make(5), make(0)
+    children = [fs.claim(f), fs.claim(g)]
+    for lease in [fs.lease(claim, [1]) for claim in children]:
+        fs.abandon(lease, device_lost=True)
+    assert (fs.fstat(f).lost, fs.fstat(g).lost) == (True, False)
+    with pytest.raises(DeviceLost):
+        fs.lease(children[0], [1])
+    fs.remove_device("w0", now=2.0)
+    assert (fs.device_of(f), fs.device_of(g)) == (None, None)
+
+
+def test_a_lost_file_can_be_emptied_before_its_device_is_removed(fs: Kvfs, make: Make) -> None:
+    f = make(5)
+    fs.abandon(fs.lease_tail(f), device_lost=True)
+    fs.truncate(f, 0, 2.0)
+    assert (fs.fstat(f).lost, fs.device_of(f), counts(fs).pages) == (False, None, 0)
+
+
+def test_a_claim_survives_the_loss_of_a_file_without_tokens(fs: Kvfs, make: Make) -> None:
+    f = make(0)
+    claim = fs.claim(f)
+    fs.abandon(fs.lease(claim, [1]), device_lost=True)
+    fs.remove_device("w0", now=2.0)
+    fs.add_device("w1", n_pages=4, page_size=4)
+    fs.place(claim, "w1")
+    fs.commit(fs.lease(claim, [1]), 3.0)
+    assert (fs.device_of(f), fs.tokens(f)) == ("w1", [1])
+
+
+def test_a_claimed_file_is_not_truncated_by_others(fs: Kvfs, make: Make) -> None:
+    f = make(5)
+    fs.claim(f)
+    with pytest.raises(Busy, match="wait for it, or truncate a fork"):
+        fs.truncate(f, 5, 1.0)
