@@ -7,6 +7,7 @@ refused here with a line that says what to write. Called by serve.py and __main_
 import errno
 import ipaddress
 import os
+import pathlib
 import re
 import socket
 
@@ -32,7 +33,7 @@ def is_private(address: str) -> bool:
     """Whether only this machine can reach it. Raises AddressError when it is no address of ours.
 
     The link is neither encrypted nor authenticated: whoever reaches it can use the worker."""
-    if address.startswith("ipc://") and len(address) > len("ipc://"):
+    if re.fullmatch(r"ipc://[^@*].*", address):  # a path; zmq's @abstract names have no permissions
         return True
     tcp = TCP.fullmatch(address)
     if tcp is None or (tcp["port"] != "*" and int(tcp["port"]) > 65535):
@@ -62,6 +63,12 @@ def bind(context: "zmq.Context[zmq.Socket[bytes]]", address: str) -> "zmq.Socket
         reason = REASONS.get(e.errno or 0) or e.strerror
         raise AddressError(f"cannot listen on {address}: {reason}") from None
     return router
+
+
+def release(address: str) -> None:
+    """Removes what listening on `address` has left in the file system, which zmq does not."""
+    if address.startswith("ipc://"):
+        pathlib.Path(address.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def _is_answered(address: str) -> bool:

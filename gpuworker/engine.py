@@ -32,6 +32,7 @@ from gpuworker.wire import Answer, Assets, Batch, BatchDone, BatchDoneHead, RowD
 from sdk.abi.errors import Errno
 
 SLICE_LOGITS = 1 << 23  # logits in memory at once: 32 MiB in fp32, and as much again a few times while they are read
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory: "
 
 Copies = list[tuple[int, int]]
 
@@ -68,9 +69,9 @@ class Engine:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
         except (RuntimeError, MemoryError) as e:
-            if not is_out_of_memory(e):
+            if (lack := lack_of_memory(e)) is None:
                 raise
-            raise StepError(Errno.ENOSPC, f"the worker is out of memory: {str(e).splitlines()[0]}") from None
+            raise StepError(Errno.ENOSPC, f"the worker is out of memory: {lack}") from None
         done = [RowDone(v.row.job, [next(answers) for _ in v.row.asks]) for v in views]
         return BatchDone(BatchDoneHead(batch.head.seq, done, len(batch.tokens), time.perf_counter() - started), logits)
 
@@ -149,7 +150,8 @@ def _places(views: Sequence[RowView]) -> list[int]:
     return places
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """torch has a type for this on an accelerator, and on a CPU only words."""
-    is_typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return is_typed or "can't allocate memory" in str(error)
+def lack_of_memory(error: Exception) -> str | None:
+    """What there was not enough of, in one line, or None for any other error. On a CPU torch has no type for it."""
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_ALLOCATOR not in str(error):
+        return None
+    return str(error).partition(CPU_ALLOCATOR)[2] or str(error).partition("\n")[0] or "no details"

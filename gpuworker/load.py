@@ -16,7 +16,7 @@ from gpuworker import device as devices
 from gpuworker.attention.backend import AttentionBackend
 from gpuworker.attention.select import AttentionUnavailable, select_backend
 from gpuworker.backend import Facts
-from gpuworker.engine import Engine, is_out_of_memory
+from gpuworker.engine import Engine, lack_of_memory
 from gpuworker.models.config import ConfigError
 from gpuworker.models.registry import Model, model_class
 from gpuworker.options import DEFAULT_MODEL, OptionError, Options
@@ -36,9 +36,9 @@ def load(options: Options, log: Callable[[str], None]) -> Engine:
     except (WeightsError, ConfigError, AttentionUnavailable) as e:
         raise OptionError(str(e)) from None
     except (RuntimeError, MemoryError) as e:
-        if not is_out_of_memory(e):
+        if (lack := lack_of_memory(e)) is None:
             raise
-        raise OptionError(f"the model and its pages do not fit: {str(e).splitlines()[0]}") from None
+        raise OptionError(f"the model and its pages do not fit into memory: {lack}") from None
 
 
 def _load(options: Options, log: Callable[[str], None]) -> Engine:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import zmq
 
 from gpuworker import wire
-from gpuworker.address import AddressError, bind
+from gpuworker.address import AddressError, bind, release
 from gpuworker.backend import Backend, StepError
 from sdk.abi.errors import Errno
 
@@ -125,6 +125,7 @@ class Server:
 
     def close(self) -> None:
         """Gives up the address."""
+        release(self.address)
         self._router.close(linger=int(CLOSE_LIMIT_S * 1000))  # only here, so that a goodbye leaves
         self._context.term()
         if not self.is_computing:  # which would wake us up once more

@@ -1,12 +1,12 @@
 """`python -m kernel run X`: one program in the kernel's own process, in plain text, so that `breakpoint()` works.
 
-Nothing reads standard input before the program asks for a line, nothing redraws the terminal, and no thread is
-started. What the program emits is printed as it comes, its result as JSON at the end, errors on standard error.
-Called by `kernel/boot.py`, which also takes Ctrl-C and then cancels `run_foreground`.
+Nothing looks at standard input before the program asks for a line, and nothing redraws the terminal. What the
+program emits is printed as it comes, its result as JSON at the end, errors on standard error. Called by `kernel/boot.py`, which also takes Ctrl-C and then cancels `run_foreground`.
 """
 
 import asyncio
 import os
+import select
 import sys
 from typing import Any
 
@@ -20,6 +20,7 @@ from sdk.abi.values import ExitStatus
 
 OWNER = "local"
 WRONG_USE = 2  # exit status, as shells have it
+LOOK_S = 0.2  # how long a thread waits for standard input at a time, and so how long it outlives an interrupt
 
 
 async def run_foreground(kernel: Kernel, target: str, words: list[str]) -> int:
@@ -27,6 +28,9 @@ async def run_foreground(kernel: Kernel, target: str, words: list[str]) -> int:
     client = Client(interactive=True, n_buffered_max=kernel.config.max_client_events)
     try:
         program = load(target)
+        if "--help" in words:
+            print(f"Usage: python -m kernel run {target} [--parameter value ...]\n\n{program.describe().help}")
+            return 0
         process = kernel.spawn(program, program.bind(options(words), text=True), owner=OWNER, client=client)
     except (LoadError, SyscallError) as e:
         complain(str(e))
@@ -120,17 +124,13 @@ class InputLines:
 
 
 async def readable(fd: int) -> None:
-    """Wait until reading would not block. Regular files never do, and cannot be polled."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    try:
-        loop.add_reader(fd, ready.set)
-    except OSError:
-        return
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
+    """Wait until reading would not block.
+
+    In a thread, a moment at a time: uvloop's own way would leave the terminal in non-blocking mode, and so break
+    `breakpoint()` and `print`.
+    """
+    while not (await asyncio.to_thread(select.select, [fd], [], [], LOOK_S))[0]:
+        pass
 
 
 def json_text(value: Any) -> str:

@@ -42,11 +42,12 @@ _numbers = itertools.count(1)
 
 
 class Description(Struct, frozen=True):
-    """What `lip run X --help` shows."""
+    """What a program is and takes."""
 
     name: str
     doc: str
     path: str
+    help: str  # what `lip run X --help` shows: the docstring, and the parameters as options
     parameters: list[dict[str, Any]]  # of each: name, type, required, and default where it has one
     schema: dict[str, Any]  # JSON schema of the arguments
 
@@ -75,7 +76,8 @@ class Program:
         return self._parameters.schema
 
     def describe(self) -> Description:
-        return Description(self.name, self.doc, str(self.path), self._parameters.rows(), self.schema())
+        described = f"{self.doc}\n\n{self._parameters.help()}".strip()
+        return Description(self.name, self.doc, str(self.path), described, self._parameters.rows(), self.schema())
 
 
 # --- finding ----------------------------------------------------------------------------------------------------

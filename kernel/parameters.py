@@ -62,6 +62,17 @@ class Parameters:
             rows.append(row)
         return rows
 
+    def help(self) -> str:
+        """The parameters as options of a command line, one a line."""
+        lines = [
+            (f"--{r['name'].replace('_', '-')}", r["type"], "required" if r["required"] else f"default {r['default']}")
+            for r in self.rows()
+        ]
+        if not lines:
+            return "It takes no parameters."
+        widths = [max(len(line[i]) for line in lines) for i in range(2)]
+        return "\n".join(f"  {name:<{widths[0]}}  {tp:<{widths[1]}}  {default}" for name, tp, default in lines)
+
     def bind(self, args: dict[str, Any], *, text: bool) -> dict[str, Any]:
         """`args` converted, and only those: defaults stay with the function. Raises LoadError."""
         given = {name.replace("-", "_"): value for name, value in args.items()}

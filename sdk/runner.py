@@ -47,7 +47,8 @@ class Run:
             client = await stack.enter_async_context(Client(self.socket))
             running = await is_running(client)
             if {"--help", "-h"} & set(self.words):
-                show_help(self.target, await self.describe(client if running else None))
+                found = await self.describe(client if running else None)
+                print(f"Usage: lip run {self.target} [--parameter value ...]\n\n{found['help']}")
                 return 0
             if detach:
                 print(await client.start(**self.program, args=self.words))
@@ -130,19 +131,6 @@ async def is_running(client: Client) -> bool:
     except NoKernel:
         return False
     return True
-
-
-def show_help(target: str, found: dict[str, Any]) -> None:
-    """A program's own parameters."""
-    print(f"Usage: lip run {target} [--parameter value ...]\n\n{found['doc']}".rstrip())
-    rows = [
-        (f"  --{p['name'].replace('_', '-')}", p["type"], "required" if p["required"] else f"default {p['default']}")
-        for p in found["parameters"]
-    ]
-    if rows:
-        print("\nParameters:")
-        for name, tp, default in rows:
-            print(f"{name:<{max(len(row[0]) for row in rows)}}  {tp:<{max(len(row[1]) for row in rows)}}  {default}")
 
 
 class InputLines:

@@ -51,6 +51,8 @@ def test_who_can_reach_it(address: str, private: bool) -> None:
         "udp://127.0.0.1:7001",
         "inproc://x",
         "ipc://",
+        "ipc://*",
+        "ipc://@abstract",
         "http://127.0.0.1:7001",
     ],
 )

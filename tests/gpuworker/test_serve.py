@@ -407,6 +407,14 @@ def test_a_worker_of_the_kernel_ends_with_it(house: House) -> None:
     assert house.ended() == "the kernel left"
 
 
+def test_close_leaves_no_socket_behind(tmp_path: Path) -> None:
+    """Though it was never run: so it goes when the model cannot be loaded."""
+    server = Server(f"ipc://{tmp_path}/w", name="w1")
+    assert (tmp_path / "w").is_socket()
+    server.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_watch_ends_the_worker(house: House) -> None:
     orphaned = threading.Event()
     server = Server(house.address, name="w1")
