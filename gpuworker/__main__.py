@@ -67,9 +67,10 @@ def main(
     try:
         code = work(options, listen, name, parent, ready_fd)
     except (AddressError, OptionError) as e:
-        say(f"gpuworker: {e}")
         if ready_fd is not None and is_open(ready_fd):
-            tell(ready_fd, {"error": str(e)})
+            tell(ready_fd, {"error": str(e)})  # who started it says it
+        else:
+            say(f"gpuworker: {e}")
         code = 2
     raise typer.Exit(code)
 
@@ -80,17 +81,18 @@ def work(options: Options, listen: str, name: str, parent: int | None, ready_fd:
         raise OptionError(f"--ready-fd {ready_fd}: not an open file of this process")
     if not is_private(listen):
         say(f"warning: {listen} can be reached from other machines, and is neither encrypted nor authenticated")
-    with contextlib.closing(Server(listen, name=name, end_on_detach=parent is not None, log=say)) as server:
+    log = say if parent is None else (lambda line: None)  # a kernel tells what becomes of its own worker
+    with contextlib.closing(Server(listen, name=name, end_on_detach=parent is not None, log=log)) as server:
         on_signal(lambda: sys.exit(0))
         backend = load(options)
         on_signal(lambda: server.stop("it was told to end"))
         facts = backend.info()
         size = f"{facts.n_pages} pages of {facts.model.page_size} tokens"
-        say(f"ready on {server.address}: {facts.model.name}, {facts.device}, {size}")
+        log(f"ready on {server.address}: {facts.model.name}, {facts.device}, {size}")
         if ready_fd is not None:
             tell(ready_fd, {"address": server.address, "worker": name, "os_pid": os.getpid()})
         reason = server.run(backend, lambda: is_orphan(parent))
-        say(f"ended: {reason}")
+        log(f"ended: {reason}")
     code = 0 if server.crash is None else 1
     if server.is_computing:
         os._exit(code)  # the interpreter cannot end while a step holds a thread
@@ -100,6 +102,9 @@ def work(options: Options, listen: str, name: str, parent: int | None, ready_fd:
 def load(options: Options) -> Backend:
     """The backend that the options name. Raises OptionError."""
     if options.backend == "torch":
+        # Read when torch is loaded. OpenMP's threads spin between the products of a step; with its default of seconds,
+        # any other busy process on the machine (the kernel, a client) stalls every one of them by milliseconds.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from gpuworker.load import load as load_engine
 
         return load_engine(options, say)

@@ -1,7 +1,8 @@
 """`python -m kernel run X`: one program in the kernel's own process, in plain text, so that `breakpoint()` works.
 
 Nothing looks at standard input before the program asks for a line, and nothing redraws the terminal. What the
-program emits is printed as it comes, its result as JSON at the end, errors on standard error. Called by `kernel/boot.py`, which also takes Ctrl-C and then cancels `run_foreground`.
+program emits is printed as it comes, its result as JSON at the end, errors on standard error. Called by
+`kernel/boot.py`, which also takes Ctrl-C and then cancels `run_foreground`.
 """
 
 import asyncio

@@ -58,6 +58,9 @@ class LocalWorker:
             raise
         report = json.loads(line) if line else {}
         if "address" not in report:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await process.wait()  # it ends by itself, and knows best how
             await self.end()
             raise WorkerFailed(report.get("error", f"the worker ended at start-up with status {process.returncode}"))
         return self

@@ -6,6 +6,7 @@ to a peer says how many times as fast we are. It is ours to say whenever two mac
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +17,8 @@ from perf.machine import Machine
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = RESULTS / "peers.json"
+
+T = TypeVar("T")
 
 
 class NoResults(Exception):
@@ -108,7 +111,7 @@ def _newest(results: Sequence[Result]) -> Result:
     return max(results, key=lambda r: (bool(r.ratios), r.date))
 
 
-def _read[T](path: Path, tp: type[T]) -> T:
+def _read(path: Path, tp: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=tp)
     except OSError as e:

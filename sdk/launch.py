@@ -21,13 +21,14 @@ from sdk.client import Client, KernelError, NoKernel
 
 HOUSE = Path(__file__).parents[1]
 POLL_S = 0.05  # between looks at the socket of a kernel that is starting
+LINE_BYTES_MAX = 16 << 20  # of the kernel's output
 END_S = 15.0  # for a kernel to let everything go before it is killed
 
 
 def environment() -> dict[str, str]:
     """Ours, so that `python -m kernel` is this house's in any directory, also in one that has a `kernel` of its own."""
     path = [str(HOUSE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 
 
 async def describe(target: str, words: Sequence[str]) -> dict[str, Any]:
@@ -67,6 +68,7 @@ async def private_kernel(options: Sequence[str], on_line: Callable[[str], None])
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        limit=LINE_BYTES_MAX,
         start_new_session=True,  # a Ctrl-C is for us, who end the kernel in order
     )
     lines: list[str] = []

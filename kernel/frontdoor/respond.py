@@ -6,10 +6,10 @@ the request is, the process is killed, and with it all it held. `Answer` sends w
 """
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -32,7 +32,7 @@ class Returned(Struct):
     """The part of a program's answer that the front door looks at: a refusal has an error object and a status."""
 
     error: Raw | UnsetType = UNSET
-    status: int = 400
+    status: Annotated[int, Meta(ge=400, le=599)] = 400
 
 
 class Running(Response):
@@ -98,7 +98,7 @@ def outcome(status: ExitStatus) -> tuple[int, bytes]:
     result = result_of(status)
     try:
         returned = msgspec.json.decode(result, type=Returned)
-    except msgspec.ValidationError:  # no object, so no refusal
+    except msgspec.ValidationError:  # not of that form, so no refusal
         return 200, result
     if isinstance(returned.error, UnsetType):
         return 200, result

@@ -90,7 +90,7 @@ class Kernel(Running):
 
 
 def lip(*args: str, environ: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sdk.cli", *args]
+    command = [str(Path(sys.executable).with_name("lip")), *args]
     options = {"timeout": 120, "cwd": HOUSE, "stdin": subprocess.DEVNULL} | options
     return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, **options)
 
@@ -128,3 +128,9 @@ def start_worker() -> Iterator[Callable[..., tuple[Running, str]]]:
     yield start
     for worker in running:
         worker.end()
+
+
+@pytest.fixture(scope="session")
+def kernel_class() -> type[Kernel]:
+    """For tests that share one kernel: `kernel_class(directory, *options)`, ended with `.end()`."""
+    return Kernel

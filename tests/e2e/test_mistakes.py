@@ -14,8 +14,9 @@ HOUSE = Path(__file__).resolve().parents[2]
 
 def run(module, *args, **environ):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SYMPHONY_")} | environ
+    command = [str(Path(sys.executable).with_name("lip"))] if module == "lip" else [sys.executable, "-m", module]
     return subprocess.run(
-        [sys.executable, "-m", module, *args], cwd=HOUSE, env=env, capture_output=True, text=True, timeout=120,
+        [*command, *args], cwd=HOUSE, env=env, capture_output=True, text=True, timeout=120,
         check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -48,8 +49,8 @@ def test_lip_run(kernel, program, tmp_path):
     missing = str(tmp_path / "nowhere.py")
     assert len(one_line(kernel.lip("run", missing), "nowhere.py")) == 1
     assert len(one_line(kernel.lip("run", program("x = 1")), "main")) == 1
-    assert len(one_line(kernel.lip("run", program("def main(): pass")), "async def main")) == 1
-    assert len(one_line(kernel.lip("run", program("async def main(:")), "line 1")) == 1
+    assert len(one_line(kernel.lip("run", program("def main(): pass")), "async def")) == 1
+    assert len(one_line(kernel.lip("run", program("async def main(:")), "p.py:1")) == 1
     typed = program("async def main(n: int): return n")
     assert len(one_line(kernel.lip("run", typed, "--n", "many"), "n", "int")) == 1
     assert len(one_line(kernel.lip("run", typed), "n")) == 1
@@ -114,4 +115,4 @@ def test_options(arguments, word, tmp_path):
 def test_without_a_kernel(tmp_path):
     environ = {"SYMPHONY_SOCKET": str(tmp_path / "none.sock")}
     for command in (["ps"], ["ls"], ["worker", "list"], ["kill", "1"]):
-        assert len(one_line(run("sdk.cli", *command, **environ), "python -m kernel")) == 1
+        assert len(one_line(run("lip", *command, **environ), "python -m kernel")) == 1

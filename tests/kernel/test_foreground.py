@@ -100,6 +100,11 @@ async def test_wrong_use_is_one_line_and_status_2(run, capsys, words, message) -
     assert capsys.readouterr().err.startswith(f"kernel: {message}")
 
 
+async def test_help_is_the_programs_own(run, capsys) -> None:
+    assert await run('async def main(n: int):\n    """Counts."""\n', "--help") == 0
+    assert capsys.readouterr().out.endswith("[--parameter value ...]\n\nCounts.\n\n  --n  int  required\n")
+
+
 async def test_a_file_that_is_not_there(house, typed, capsys) -> None:
     assert await run_foreground(house.kernel, "nowhere.py", []) == 2
     assert "kernel: there is no file" in capsys.readouterr().err

@@ -197,3 +197,13 @@ def test_rows_spell_types_as_their_author_did() -> None:
     assert rows["colour"] == {"name": "colour", "type": "Colour", "required": False, "default": '"red"'}
     assert rows["small"]["type"] == "int"
     assert rows["untyped"]["type"] == "int"
+
+
+def test_help_is_a_line_for_each_parameter() -> None:
+    async def main(prompt: str, dry_run: bool = False) -> None: ...
+
+    assert Parameters(main).help() == "  --prompt   str   required\n  --dry-run  bool  default false"
+
+    async def nothing() -> None: ...
+
+    assert Parameters(nothing).help() == "It takes no parameters."

@@ -213,6 +213,14 @@ async def test_how_a_program_ends_decides_the_status(house, stream, body, status
     assert response.json()["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    "returned", [3, None, [1], {"status": 418}, {"error": {}, "status": 99}, {"error": 1, "status": "x"}]
+)
+async def test_what_is_no_refusal_is_an_answer(house, returned) -> None:
+    response = await with_program(house, f"async def main(request): return {returned}")
+    assert (response.status_code, response.json()) == (200, returned)
+
+
 async def test_an_error_in_the_middle_of_a_stream_is_an_event(house) -> None:
     source = "from sdk.channel import emit\nasync def main(request):\n    await emit({'x': 1})\n    1 / 0\n"
     response = await with_program(house, source, stream=True)

@@ -1,0 +1,108 @@
+"""What does the kernel cost a generation? The same tokens by a bare engine, by `generate`, and by a `pred` loop.
+
+Each way begins with a prompt that is computed already, draws n greedy tokens and feeds every one of them, which
+takes n + 1 steps. The bare engine is in this process and has no kernel; the other two go through a kernel and a
+worker process of its own. The three take turns, so that what else the machine does falls on all of them alike.
+"""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from gpuworker.options import DEFAULT_MODEL
+from kernel.config import Config
+from perf.bare import GREEDY, TOKEN, Bare, start
+from perf.harness import Findings
+from perf.inside import Inside, inside
+from sdk import kv
+
+N_PAGES = 512
+PROMPT = 128
+BATCHES = (1, 8)
+BARE, GENERATE, PRED = "bare engine", "generate", "pred loop"
+
+
+def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto") -> Findings:
+    n_tokens, rounds = (8, 2) if quick else (64, 7)
+    engine = start(model, dtype, N_PAGES)
+    bare = Bare(engine, max(BATCHES), PROMPT + n_tokens)
+    bare.prefill(max(BATCHES), PROMPT)
+    spent: dict[tuple[str, int], list[float]] = {}
+
+    def run_bare(b: int) -> float:
+        began = time.perf_counter()
+        bare.generate(b, PROMPT, n_tokens)
+        return time.perf_counter() - began
+
+    async def body(house: Inside) -> None:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as thread:  # one, as a worker has: torch's threads belong to it
+            for turn in range(rounds + 1):
+                for b in BATCHES:
+                    taken = {
+                        BARE: await loop.run_in_executor(thread, run_bare, b),
+                        GENERATE: await house.value(generate, n_files=b, n_tokens=n_tokens),
+                        PRED: await house.value(pred_loop, n_files=b, n_tokens=n_tokens),
+                    }
+                    if turn:  # the first warms up
+                        for way, s in taken.items():
+                            spent.setdefault((way, b), []).append(s)
+
+    inside(Config(http=False, model=model, dtype=dtype, num_pages=N_PAGES), body)
+    return findings(spent, n_tokens)
+
+
+def findings(spent: dict[tuple[str, int], list[float]], n_tokens: int) -> Findings:
+    """Seconds of each way at each batch, as time per step and tax per token."""
+    found = Findings()
+    for b in BATCHES:
+        base = spent[BARE, b]
+        for way in (BARE, GENERATE, PRED):
+            name = f"{way}, batch {b}"
+            steps = [1e3 * s / (n_tokens + 1) for s in spent[way, b]]
+            found.add(name, "ms", steps, against=None if way == BARE else f"{BARE}, batch {b}")
+        for way in (GENERATE, PRED):
+            taxes = [1e6 * (s - t) / (n_tokens * b) for s, t in zip(spent[way, b], base, strict=True)]
+            found.add(f"tax of {way}, batch {b}", "us", taxes)
+    found.note(f"times are of a step; a tax is of a token. {n_tokens} tokens after a prompt of {PROMPT}")
+    return found
+
+
+# --- programs ---------------------------------------------------------------------------------------------------
+
+
+async def generate(n_files: int, n_tokens: int) -> float:
+    """Seconds that `generate` takes on that many files at once."""
+
+    async def one(file: kv.KVFile) -> None:
+        await file.generate(max_tokens=n_tokens, ignore_eos=True)
+
+    files = await prompts(n_files)
+    began = time.perf_counter()
+    await asyncio.gather(*map(one, files))
+    return time.perf_counter() - began
+
+
+async def pred_loop(n_files: int, n_tokens: int) -> float:
+    """The same, token by token, by the program."""
+
+    async def one(file: kv.KVFile) -> None:
+        token = (await file.next(sample=GREEDY, top_k=0)).sample
+        for i in range(n_tokens):
+            assert token is not None
+            if i < n_tokens - 1:
+                token = (await file.pred([token], sample=GREEDY, top_k=0)).sample
+            else:
+                await file.append([token])
+
+    files = await prompts(n_files)
+    began = time.perf_counter()
+    await asyncio.gather(*map(one, files))
+    return time.perf_counter() - began
+
+
+async def prompts(n_files: int) -> list[kv.KVFile]:
+    files = [await kv.create() for _ in range(n_files)]
+    for i, file in enumerate(files):
+        await file.append([TOKEN + i] * PROMPT)
+    return files
