@@ -14,6 +14,7 @@ from kernel.config import Config, ConfigError
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="The Symphony kernel: serves LLM programs on a model. Options may also come from SYMPHONY_* variables "
     "and from --config; the command line counts most.",
@@ -48,6 +49,7 @@ def main(
     http: Annotated[bool | None, typer.Option(help="open the HTTP port")] = None,
     socket: Annotated[Path | None, typer.Option(help="unix socket for `lip`")] = None,
     api_key: Annotated[str | None, typer.Option(help="secret that HTTP clients must send")] = None,
+    parent: Annotated[int | None, typer.Option(help="pid of the process that starts this one: end with it")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the programs' dice")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any of these options, and the limits")] = None,
 ) -> None:
@@ -73,6 +75,9 @@ def start(main: Any) -> None:
             status = runner.run(main)
     except BootError as e:
         fail(e)
+    except asyncio.CancelledError:
+        say("kernel: interrupted")
+        raise typer.Exit(130) from None
     raise typer.Exit(status)
 
 

@@ -1,26 +1,27 @@
 """Boot order, as a list; and the way down again.
 
 `serve` is `python -m kernel`, `run_program` is `python -m kernel run FILE`. Both start the same kernel; the
-latter opens no door to the outside and ends with its program. Signals are taken here and nowhere else.
+latter opens no door to the outside and ends with its program.
 """
 
 import asyncio
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process
 from kernel.config import Config
 from kernel.core import AttachError, Kernel
-from kernel.foreground import run_foreground
+from kernel.foreground import check_program, run_foreground
 from kernel.frontdoor.server import FrontDoorError, serve_http, serve_socket
+from kernel.loader import LoadError
 from kernel.local import WorkerFailed
+from kernel.signals import Signals
 from sdk.abi.values import ModelInfo
 
 SYSTEM_CALLS = (sys_file, sys_ipc, sys_model, sys_process)  # importing them registers their handlers
@@ -72,55 +73,55 @@ async def running(config: Config, say: Say) -> AsyncIterator[Kernel]:
 
 async def serve(config: Config, say: Say) -> int:
     """Run until a signal. Returns the exit status."""
-    async with running(config, say) as kernel:
-        doors = []
-        try:
+    with Signals(config.parent) as signals:
+        async with running(config, say) as kernel, AsyncExitStack() as doors:
             try:
-                doors.append(await serve_socket(kernel, config.socket))
-                if config.http:
-                    doors.append(await serve_http(kernel, config.host, config.port))
+                http = await serve_http(kernel, config.host, config.port) if config.http else None
+                if http is not None:
+                    doors.push_async_callback(http.stop)
+                addresses = [f"unix:{config.socket}", *([http.address] if http is not None else [])]
+                for line in banner(kernel, addresses):
+                    say(line)
+                doors.push_async_callback((await serve_socket(kernel, config.socket)).stop)
+                if config.parent is None:
+                    say(f"  ready    pid {os.getpid()}; Ctrl-C ends it")
             except FrontDoorError as e:
                 raise BootError(str(e)) from None
-            for line in banner(kernel, [door.address for door in doors]):
-                say(line)
-            status = await until_told(kernel, say)
+            status = await until_told(kernel, signals, say)
             kernel.stopping = True
             return status
-        finally:
-            for door in doors:
-                await door.stop()
 
 
-async def run_program(config: Config, target: str, args: list[str], say: Say) -> int:
+async def run_program(config: Config, target: str, words: list[str], say: Say) -> int:
     """Run one program in this very process, so that `breakpoint()` works in it. Returns its exit status."""
-    async with running(config, say) as kernel:
-        program = asyncio.ensure_future(run_foreground(kernel, target, args))
-        told = asyncio.ensure_future(until_told(kernel, say))
-        await asyncio.wait({program, told}, return_when=asyncio.FIRST_COMPLETED)
-        if program.done():
-            told.cancel()
-            return program.result()
-        program.cancel()
-        await asyncio.wait({program})
-        return told.result() or INTERRUPTED
+    try:
+        check_program(target, words)
+    except LoadError as e:
+        raise BootError(str(e)) from None
+    with Signals(config.parent) as signals:
+        async with running(config, say) as kernel:
+            program = asyncio.ensure_future(run_foreground(kernel, target, words))
+            told = asyncio.ensure_future(until_told(kernel, signals, say))
+            await asyncio.wait({program, told}, return_when=asyncio.FIRST_COMPLETED)
+            if program.done():
+                told.cancel()
+                return program.result()
+            program.cancel()
+            await asyncio.wait({program})
+            return told.result() or INTERRUPTED
 
 
-async def until_told(kernel: Kernel, say: Say) -> int:
-    """Wait for SIGINT or SIGTERM (status 0), or a broken invariant (status PANIC)."""
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
-    waiter: asyncio.Future[Any] = asyncio.ensure_future(told.wait())
+async def until_told(kernel: Kernel, signals: Signals, say: Say) -> int:
+    """Wait for a signal (status 0), or a broken invariant (status PANIC)."""
+    signals.running = True
+    waiter: asyncio.Future[Any] = asyncio.ensure_future(signals.told.wait())
     panic: asyncio.Future[Any] = kernel.panicked
     try:
         await asyncio.wait([waiter, panic], return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiter.cancel()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-    if kernel.panicked.done():
-        error = kernel.panicked.result()
+    if panic.done():
+        error = panic.result()
         say(f"kernel panic: {error}")
         sys.excepthook(type(error), error, error.__traceback__)
         return PANIC
@@ -146,5 +147,4 @@ def banner(kernel: Kernel, addresses: list[str]) -> list[str]:
                 f"{w.n_pages} pages of {w.model.page_size} tokens ({n_tokens} tokens)"
             )
     lines.extend(f"  listens  {address}" for address in addresses)
-    lines.append(f"  pid {os.getpid()}; Ctrl-C ends it")
     return lines

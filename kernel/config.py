@@ -74,6 +74,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     heartbeat_s: Seconds = 0.5
     worker_silence_s: Seconds = 10.0  # a worker that says nothing for that long is lost
 
+    parent: int | None = None  # pid of the process that starts this one: end with it
     seed: int | None = None  # of the processes' dice; default: from the system's
 
     @staticmethod

@@ -25,8 +25,8 @@ from kernel.workers import Worker, Workers
 from kvfs.fs import Kvfs
 from sdk.abi.errors import FileNotFound, InvalidArgument, NoDevice, NoSuchProcess, QuotaExceeded
 from sdk.abi.table import Syscall
-from sdk.abi.values import ExitStatus, ModelInfo, Pid, ProcessInfo
 from sdk.abi.trap import door
+from sdk.abi.values import ExitStatus, ModelInfo, Pid, ProcessInfo
 
 __all__ = ["AttachError", "Kernel"]
 

@@ -213,8 +213,11 @@ class Fleet:
 
     async def _beat(self) -> None:
         while True:
+            before = self._loop.time()
             await asyncio.sleep(self.config.heartbeat_s)
             now = self._loop.time()
+            if now - before > 2 * self.config.heartbeat_s:
+                self.workers.excuse(now)  # this process was held up, by a debugger perhaps: it did not listen either
             for worker in self.workers.silent(now, self.config.worker_silence_s):
                 self.lost(worker.name, f"it was silent for {self.config.worker_silence_s:g} s")
             self._nonce += 1

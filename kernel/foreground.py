@@ -24,6 +24,13 @@ WRONG_USE = 2  # exit status, as shells have it
 LOOK_S = 0.2  # how long a thread waits for standard input at a time, and so how long it outlives an interrupt
 
 
+def check_program(target: str, words: list[str]) -> None:
+    """Raises LoadError when `run_foreground` would refuse these, so that nothing is started for them."""
+    program = load(target)
+    if "--help" not in words:
+        program.bind(options(words), text=True)
+
+
 async def run_foreground(kernel: Kernel, target: str, words: list[str]) -> int:
     """Run a file or an installed program with the parameters in `words`; returns the exit status."""
     client = Client(interactive=True, n_buffered_max=kernel.config.max_client_events)

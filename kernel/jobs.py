@@ -77,7 +77,7 @@ class Job(ABC):
         """Whether tokens stay in the file when the job does not come to its end."""
         return False
 
-    def tell(self) -> None:
+    def tell(self) -> None:  # noqa: B027  (most jobs have no followers)
         """Report what the last step brought, where somebody follows."""
 
     def finish(self) -> None:

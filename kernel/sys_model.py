@@ -13,8 +13,8 @@ from kernel.process import Process
 from kernel.sys_file import file_of
 from sdk.abi import calls
 from sdk.abi.errors import BadFile, Busy, InvalidArgument, SyscallError, TooLong
-from sdk.abi.values import Chunk, Distribution, Fd, FinishReason, Generation, ModelInfo, Sampling, Want
 from sdk.abi.trap import Pending
+from sdk.abi.values import Chunk, Distribution, Fd, FinishReason, Generation, ModelInfo, Sampling, Want
 
 N_SEEDS = 2**64
 

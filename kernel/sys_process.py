@@ -7,8 +7,8 @@ from kernel.dispatch import handles
 from kernel.process import KILLED, Process
 from sdk.abi import calls
 from sdk.abi.errors import AccessDenied, Killed, NoSuchProcess, NotAChild
-from sdk.abi.values import ExitStatus, Pid, Usage
 from sdk.abi.trap import Pending
+from sdk.abi.values import ExitStatus, Pid, Usage
 
 
 @handles(calls.Spawn)

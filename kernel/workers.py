@@ -119,6 +119,11 @@ class Workers:
             raise NoDevice("no worker serves the model: attach one with `lip worker attach tcp://HOST:PORT`")
         return min(ready, key=lambda name: load[name])
 
+    def excuse(self, now: float) -> None:
+        """Nobody was listening until now: silence begins here."""
+        for worker in self._workers.values():
+            worker.heard = now
+
     def silent(self, now: float, seconds: float) -> list[Worker]:
         """Workers that have said nothing for that long."""
         return [w for w in self._workers.values() if now - w.heard > seconds]

@@ -16,6 +16,7 @@ from perf.harness import Failed
 
 TIMEOUT_S = 600.0
 N_CONNECTIONS = 128
+SSE = "text/event-stream"
 
 
 class Answer(Struct, frozen=True):
@@ -69,8 +70,9 @@ class Api:
         usage: dict[str, Any] = {}
         try:
             async with self._http.stream("POST", "completions", json=self._body(prompt, n_out, fields)) as response:
-                if response.status_code != 200:
+                if not response.headers.get("content-type", "").startswith(SSE):
                     checked(response.status_code, await response.aread())
+                    raise Failed("the server does not stream")
                 async for line in response.aiter_lines():
                     if not line.startswith("data:") or line.endswith("[DONE]"):
                         continue

@@ -73,25 +73,25 @@ def caveat(peers: Peers, here: Machine) -> str:
 
 
 def table(paths: Sequence[Path]) -> str:
-    """Markdown of the newest stored result, or of those in the first of `paths`, against the peers and the rest."""
-    ours = [_newest(_stored())] if not paths else load_results(paths[0])
+    """Markdown of the newest stored result, or of those in the first of `paths`, against the peers and the rest.
+
+    A smoke test is compared with nobody: its workloads are others. Raises NoResults."""
+    ours = load_results(paths[0]) if paths else [_newest()]
     if not ours:
         raise NoResults(f"{paths[0]} holds no results")
-    others: dict[str, Mapping[str, float]] = {}
-    for path in paths[1:]:
-        others[path.stem] = {name: f.median for r in load_results(path) for name, f in r.figures.items()}
+    others = {path.stem: {n: f.median for r in load_results(path) for n, f in r.figures.items()} for path in paths[1:]}
     peers = load_peers()
-    parts = []
-    for result in ours:
-        columns = dict(others)
-        names = [] if peers is None else [p for p in peers.peers if peers.peers[p].figures.keys() & result.figures.keys()]
-        if peers is not None and names:
-            columns |= {name: peers.peers[name].figures for name in names}
-            said = caveat(peers, result.machine)
-            if f"note: {said}" not in show.remarks(result):
-                result.notes.append(said)
-        parts.append(show.markdown(result, columns))
-    return "\n\n".join(parts)
+    return "\n\n".join(_one(result, others, None if result.quick else peers) for result in ours)
+
+
+def _one(ours: Result, others: Mapping[str, Mapping[str, float]], peers: Peers | None) -> str:
+    known = {} if peers is None else {w: p for w, p in peers.peers.items() if p.figures.keys() & ours.figures.keys()}
+    said = show.remarks(ours)
+    if peers is not None and known:
+        about = [caveat(peers, ours.machine), *(f"{who}: {p.note}" for who, p in known.items() if p.note)]
+        said += [line for line in (f"note: {text}" for text in about) if line not in said]
+    columns = dict(others) | {who: peer.figures for who, peer in known.items()}
+    return "\n\n".join([show.markdown(ours, columns), "\n".join(said)])
 
 
 def load_results(path: Path) -> list[Result]:
@@ -99,13 +99,10 @@ def load_results(path: Path) -> list[Result]:
     return _read(path, list[Result])
 
 
-def _stored() -> list[Result]:
+def _newest() -> Result:
+    """Of what is stored: with ratios to peers before one without. Raises NoResults."""
     files = [path for path in sorted(RESULTS.glob("*.json")) if path != PEERS]
-    return [result for path in files for result in load_results(path) if not result.quick]
-
-
-def _newest(results: Sequence[Result]) -> Result:
-    """Of those that peers have figures for, if there are any."""
+    results = [result for path in files for result in load_results(path) if not result.quick]
     if not results:
         raise NoResults(f"no results are stored: run `python -m perf openai --json {RESULTS}/NAME.json` first")
     return max(results, key=lambda r: (bool(r.ratios), r.date))

@@ -4,6 +4,8 @@ No kernel and no socket: this is what everything above can at best reach. A deco
 each row and draws one greedy token for each; it is the same step again and again, so all samples are of equal work.
 """
 
+from functools import partial
+
 import torch
 
 from gpuworker import device as devices
@@ -24,8 +26,10 @@ def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto"
     kind = getattr(torch, engine.info().model.dtype)
     device = devices.choose_device("auto")
     config, n = config_of(model), 3 if quick else 9
-    read = found.add("read from memory", "GB/s", read_rates(device, IN_MEMORY // (8 if quick else 1), n))
-    rate = found.add("best product", "GFLOP/s", product_rates(config, kind, device, n))
+    reads = read_rates(device, IN_MEMORY // (8 if quick else 1), n)
+    found.add("read from memory", "GB/s", reads)
+    rates = product_rates(config, kind, device, n)
+    found.add("best product", "GFLOP/s", rates)
     step = step_of(config, kind, device)
 
     batches = (1, 8) if quick else BATCHES
@@ -33,16 +37,16 @@ def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto"
     bare.prefill(max(batches), CONTEXT)
     for b in batches:
         floor = f"decode floor, batch {b}"
-        found.add(floor, "ms", step.floor_ms(read, rate, b, 1, CONTEXT))
-        spent = times(lambda b=b: bare.run(CONTEXT, [[TOKEN]] * b), 5 if quick else 50, n_warm=3)
+        found.add(floor, "ms", step.floor_ms(max(reads), max(rates), b, 1, CONTEXT))
+        spent = times(partial(bare.run, CONTEXT, [[TOKEN]] * b), 5 if quick else 50, n_warm=3)
         found.add(f"decode step, batch {b}", "ms", [1e3 * s for s in spent], against=floor)
         found.add(f"decode, batch {b}", "tok/s", [b / s for s in spent])
 
     for n_prompt in PROMPTS[:1] if quick else PROMPTS:
         floor = f"prefill floor, {n_prompt} tokens"
-        found.add(floor, "ms", step.floor_ms(read, rate, 1, n_prompt, 0))
+        found.add(floor, "ms", step.floor_ms(max(reads), max(rates), 1, n_prompt, 0))
         alone = Bare(engine, 1, n_prompt)
-        spent = times(lambda n=n_prompt, alone=alone: alone.run(0, [[TOKEN] * n]), 2 if quick else 9)
+        spent = times(partial(alone.run, 0, [[TOKEN] * n_prompt]), 2 if quick else 9)
         found.add(f"prefill step, {n_prompt} tokens", "ms", [1e3 * s for s in spent], against=floor)
         found.add(f"prefill, {n_prompt} tokens", "tok/s", [n_prompt / s for s in spent])
     found.note(f"{engine.info().model.name} in {engine.info().model.dtype} on {engine.info().device}")

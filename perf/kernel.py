@@ -138,8 +138,8 @@ async def idle(found: Findings, house: Inside) -> None:
     gc.collect()
     before = psutil.Process().memory_info().rss
     processes = [house.start(waits) for _ in range(IDLE)]
-    while any(not process.waiting for process in processes):
-        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)  # all of them have had their turn
+    assert all(process.waiting for process in processes)
     gc.collect()
     after = psutil.Process().memory_info().rss
     for process in processes:

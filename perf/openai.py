@@ -4,16 +4,17 @@
     W2  independent requests      W5  agents with tools
     W3  a long prompt             W6  tree of thought
 
-Without `--base` a kernel of our own is started for it, with the words of `--kernel` as its options. W4 has one of its own
-whose pages hold 8192 tokens, because the peers had so many: what is asked about is more than that. `--only` takes
-workloads separated by commas; W2 means all of W2.c1, W2.c4, W2.c8 and W2.c16.
+`--base URL` measures any server. Without it a kernel of ours is started, with the words of `--kernel` as its options;
+W4 has one to itself whose pages hold 8192 tokens, as the peers had: fewer than are asked about. `--only W1,W2` takes
+some of them; W2 is short for W2.c1, W2.c4, W2.c8 and W2.c16, after the number of requests at a time.
 """
 
 import asyncio
 import shlex
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -23,7 +24,18 @@ from perf import compare
 from perf.client import Api, model_of, open_http
 from perf.harness import Failed, Findings
 from perf.machine import this_machine
-from perf.workloads import QUICK, SEED, SEED_STEP, UNITS, WORKLOADS, Outcome, Workload, warm_up
+from perf.workloads import (
+    QUICK,
+    SEED,
+    SEED_STEP,
+    UNITS,
+    WARM_UP,
+    WARM_UP_QUICK,
+    WORKLOADS,
+    Outcome,
+    Workload,
+    warm_up,
+)
 from sdk.client import KernelError
 from sdk.launch import private_kernel
 
@@ -32,10 +44,22 @@ SMALL = {"W4": ("--num-pages", str(8192 // PAGE))}  # workloads that need a kern
 LISTENS = "  listens  http"  # of the kernel's banner
 
 
+class Plan(NamedTuple):
+    """What is to be measured, and how."""
+
+    workloads: dict[str, Workload]
+    small: Mapping[str, tuple[str, ...]]
+    shapes: Sequence[tuple[int, int]]  # to warm up with
+    repeats: int
+
+
 def measure(quick: bool = False, base: str = "", only: str = "", repeats: int = 3, kernel: str = "") -> Findings:
-    chosen = choose(QUICK if quick else WORKLOADS, only)
     found = Findings()
-    asyncio.run(measure_all(found, chosen, base, shlex.split(kernel), 1 if quick else repeats))
+    if quick:
+        plan = Plan(choose(QUICK, only), {}, WARM_UP_QUICK, 1)
+    else:
+        plan = Plan(choose(WORKLOADS, only), SMALL, WARM_UP, repeats)
+    asyncio.run(measure_all(found, plan, base, shlex.split(kernel)))
     peers = compare.load_peers()
     if peers is not None and not quick and not base:
         found.ratios = compare.ratios(found.figures, peers)
@@ -54,23 +78,21 @@ def choose(workloads: dict[str, Workload], only: str) -> dict[str, Workload]:
     return {n: w for n, w in workloads.items() if not wanted or n in wanted or n.split(".")[0] in wanted}
 
 
-async def measure_all(
-    found: Findings, chosen: dict[str, Workload], base: str, options: Sequence[str], repeats: int
-) -> None:
+async def measure_all(found: Findings, plan: Plan, base: str, options: Sequence[str]) -> None:
     """Each workload on the server that it belongs to."""
     if base:
-        await measure_at(found, base, chosen, repeats)
+        await measure_at(found, base, plan, plan.workloads)
         return
-    ordinary = {name: w for name, w in chosen.items() if name not in SMALL}
-    groups = [(ordinary, ())] + [({name: chosen[name]}, own) for name, own in SMALL.items() if name in chosen]
-    for workloads, own in groups:
-        if workloads:
+    alone = [name for name in plan.workloads if name in plan.small]
+    ordinary = [name for name in plan.workloads if name not in alone]
+    for names, own in [(ordinary, ()), *(([name], plan.small[name]) for name in alone)]:
+        if names:
             async with our_server((*options, *own)) as address:
-                await measure_at(found, address, workloads, repeats)
+                await measure_at(found, address, plan, names)
 
 
-async def measure_at(found: Findings, base: str, workloads: dict[str, Workload], repeats: int) -> None:
-    """All repeats of some workloads at one server. Raises Failed."""
+async def measure_at(found: Findings, base: str, plan: Plan, names: Iterable[str]) -> None:
+    """All repeats of some of the workloads at one server. Raises Failed."""
     tokenizer = Tokenizer.from_str(load_assets(DEFAULT_MODEL).tokenizer_json)
 
     def encode(text: str) -> list[int]:
@@ -79,10 +101,11 @@ async def measure_at(found: Findings, base: str, workloads: dict[str, Workload],
 
     async with open_http(base) as http:
         api = Api(http, await model_of(http), encode)
-        await warm_up(api)
-        for name, workload in workloads.items():
+        await warm_up(api, plan.shapes)
+        for name in names:
+            workload = plan.workloads[name]
             say(f"{name} {workload}")
-            outcomes = [await run(api, name, workload, SEED + SEED_STEP * i) for i in range(repeats)]
+            outcomes = [await run(api, name, workload, SEED + SEED_STEP * i) for i in range(plan.repeats)]
             for value in outcomes[0].values:
                 found.add(f"{name} {value}", UNITS[value], [o.values[value] for o in outcomes if value in o.values])
 

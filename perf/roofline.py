@@ -6,9 +6,11 @@ are timed as the model makes them, on its own shapes, each on weights of its own
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gpuworker import device as devices
 from gpuworker.models.config import ModelConfig
@@ -48,15 +50,18 @@ def measure(quick: bool = False, model: str = DEFAULT_MODEL) -> Findings:
     device = devices.choose_device("auto")
     n = 3 if quick else 9
     for size in (IN_CACHE, IN_MEMORY // 8 if quick else IN_MEMORY):
-        read = found.add(f"read {size // MIB} MiB", "GB/s", read_rates(device, size, n))
+        rates = read_rates(device, size, n)
+        found.add(f"read {size // MIB} MiB", "GB/s", rates)
         found.add(f"copy {size // MIB} MiB", "GB/s", copy_rates(device, size, n))
-    config = config_of(model)
+    config = config_of(model)  # the last size read is that of the floors, and the best of its rates
     for name, dtype in DTYPES.items():
         if quick and dtype is torch.float32:
             continue
         step = step_of(config, dtype, device)
-        floor = found.add(f"{name}: decode floor, 1 row, weights alone", "ms", step.weight_bytes / read / 1e6)
-        found.note(f"{name}: {step.weight_bytes / 1e6:.0f} MB of weights a step, at most {1e3 / floor:.0f} tokens/s a row")
+        floor = found.add(f"{name}: decode floor, 1 row, weights alone", "ms", step.weight_bytes / max(rates) / 1e6)
+        found.note(
+            f"{name}: {step.weight_bytes / 1e6:.0f} MB of weights a step, at most {1e3 / floor:.0f} tokens/s a row"
+        )
         products(found, name, built(model, dtype, device), ROWS[::2] if quick else ROWS, n)
     return found
 
@@ -77,12 +82,17 @@ def products(found: Findings, name: str, model: Llama, rows: tuple[int, ...], n:
         total = [0.0] * n
         for kind, k, width, weights, dtype in kinds:
             x = torch.ones(m, k, dtype=dtype, device=device)
-            spent = timed(lambda x=x, weights=weights: [weight(x) for weight in weights], device, n)
+            spent = timed(partial(multiply, x, weights), device, n)
             total = [a + b for a, b in zip(total, spent, strict=True)]
             operations = 2 * m * k * width * len(weights)
             shape = f"{name}: {kind} [{m}, {k}] x [{k}, {width}]"
             found.add(shape, "GFLOP/s", [operations / s / 1e9 for s in spent])
-        found.add(f"{name}: all products of a step, {m} rows", "ms", [1e3 * s for s in total])
+        found.add(f"{name}: all products of a step, m = {m}", "ms", [1e3 * s for s in total])
+
+
+def multiply(x: Tensor, weights: list[Linear]) -> None:
+    for weight in weights:
+        weight(x)
 
 
 # --- what decode.py takes from here -----------------------------------------------------------------------------

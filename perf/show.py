@@ -53,7 +53,9 @@ def remarks(r: Result) -> list[str]:
     if r.quick:
         said.append("note: quick: a smoke test, not a measurement")
     if r.foreign_cores > NOTICEABLE_CORES:
-        said.append(f"note: other processes took {r.foreign_cores:.2f} cores meanwhile: measure again on a quiet machine")
+        said.append(
+            f"note: other processes took {r.foreign_cores:.2f} cores meanwhile: measure again on a quiet machine"
+        )
     return said + [f"BROKEN: {failure}" for failure in r.failures]
 
 
@@ -84,7 +86,7 @@ def markdown(r: Result, others: Mapping[str, Mapping[str, float]]) -> str:
             cells.append("" if theirs is None else number(theirs) + ("" if speed is None else f" ({speed:.2f}x)"))
         lines.append("| " + " | ".join(cells) + " |")
     facts = f"{r.date[:10]}, {r.machine}, commit {r.commit}: `{r.command}`"
-    return "\n".join([facts, "", *lines, "", *remarks(r)]).rstrip()
+    return "\n".join([facts, "", *lines])
 
 
 BETTER_MORE = {"tok/s", "req/s", "GB/s", "GFLOP/s", "1/s"}

@@ -23,7 +23,7 @@ BARE, GENERATE, PRED = "bare engine", "generate", "pred loop"
 
 
 def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto") -> Findings:
-    n_tokens, rounds = (8, 2) if quick else (64, 7)
+    n_tokens, rounds = (8, 1) if quick else (64, 7)
     engine = start(model, dtype, N_PAGES)
     bare = Bare(engine, max(BATCHES), PROMPT + n_tokens)
     bare.prefill(max(BATCHES), PROMPT)

@@ -7,11 +7,13 @@ the order of draws is to make all stored figures, and those of every peer, incom
 """
 
 import asyncio
+import math
 import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 from perf.client import Answer, Api
@@ -84,9 +86,9 @@ class Concurrent:
         return self.n_requests * self.n_out
 
     async def run(self, api: Api, name: str, seed: int) -> Outcome:
-        dice = random.Random(f"w2/{seed}/{self.n_at_once}")
+        dice = random.Random(f"{name.split('.')[0]}/{seed}/{self.n_at_once}")
         prompts = [ids(dice, self.n_prompt) for _ in range(self.n_requests)]
-        answers, s = await timed(at_once(self.n_at_once, [lambda p=p: api.stream(p, self.n_out) for p in prompts]))
+        answers, s = await timed(at_once(self.n_at_once, [partial(api.stream, p, self.n_out) for p in prompts]))
         values = {"throughput": total(answers) / s}
         values |= {"ttft": 1e3 * statistics.median(a.ttft_s for a in answers)}
         return Outcome(values | {"tpot": 1e3 * statistics.median(a.tpot_s for a in answers)}, total(answers))
@@ -125,7 +127,7 @@ class Rag:
         weights = [1 / (rank + 1) for rank in range(self.n_documents)]
         picks = dice.choices(range(self.n_documents), weights=weights, k=self.n_queries)
         prompts = [documents[pick] + ids(dice, self.n_query) for pick in picks]
-        answers, s = await timed(at_once(self.n_at_once, [lambda p=p: api.stream(p, self.n_out) for p in prompts]))
+        answers, s = await timed(at_once(self.n_at_once, [partial(api.stream, p, self.n_out) for p in prompts]))
         values = {"per output token": 1e3 * statistics.mean(a.e2e_s / a.n_out for a in answers)}
         values |= {"requests": self.n_queries / s, "ttft": 1e3 * statistics.mean(a.ttft_s for a in answers)}
         told = [a.n_cached for a in answers if a.n_cached is not None]
@@ -179,7 +181,8 @@ class Tree:
 
     @property
     def n_out_total(self) -> int:
-        return self.n_out * sum(self.n_branches**level for level in range(1, self.depth + 1))
+        level_sizes = (math.prod([self.n_branches] * level) for level in range(1, self.depth + 1))
+        return self.n_out * sum(level_sizes)
 
     async def run(self, api: Api, name: str, seed: int) -> Outcome:
         async def node(path: list[int], level: int, key: str) -> int:
@@ -238,11 +241,13 @@ QUICK: dict[str, Workload] = {
     "W7": BestOf(n_prompt=16, n=4, n_out=2),
 }
 
+WARM_UP, WARM_UP_QUICK = ((128, 16), (1024, 4)), ((16, 2),)
 
-async def warm_up(api: Api) -> None:
-    """Requests of each shape, so that nothing is compiled or allocated in the first that counts."""
+
+async def warm_up(api: Api, shapes: Sequence[tuple[int, int]]) -> None:
+    """Requests of each shape (prompt, output), so that the first that counts finds nothing to compile or allocate."""
     dice = random.Random(7)
-    for n_prompt, n_out in ((128, 16), (1024, 4)):
+    for n_prompt, n_out in shapes:
         await asyncio.gather(*(api.once(ids(dice, n_prompt), n_out) for _ in range(4)))
 
 

@@ -78,6 +78,7 @@ class Kernel(Running):
         command = [sys.executable, "-m", "kernel", "--port", "0", "--socket", str(self.socket), *options]
         super().__init__(command, self.environ)
         self.url = self.wait_for(r"listens\s+(http://[\d.]+:\d+)", 120).group(1)
+        self.wait_for(r"  ready ")
         self.http = httpx.Client(base_url=self.url, timeout=120)
 
     def lip(self, *args: str, **options: Any) -> subprocess.CompletedProcess[str]:

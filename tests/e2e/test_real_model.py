@@ -6,7 +6,7 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
-FORKS = '''
+FORKS = """
 import asyncio
 from sdk import Sampling, kv, model, syscalls
 
@@ -36,7 +36,7 @@ async def main(n: int = 4, n_tokens: int = 24):
         "prompt": len(prompt),
         "computed": used.n_prompt_tokens + used.n_generated_tokens,
     }
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,7 @@ def kernel(tmp_path_factory, kernel_class):
 
 
 def worker_tokens(kernel):
-    (line,) = (
-        x for x in kernel.http.get("/metrics").text.splitlines() if x.startswith("symphony_worker_tokens_total")
-    )
+    (line,) = (x for x in kernel.http.get("/metrics").text.splitlines() if x.startswith("symphony_worker_tokens_total"))
     return float(line.split()[-1])
 
 

@@ -219,6 +219,15 @@ def test_a_tail_answers_as_the_token_did(tiny: Engine) -> None:
     assert_close(after, want[22:])
 
 
+def test_a_tail_in_bfloat16_loses_nothing(tiny_llama_dir: Path) -> None:
+    kernel, file = Kernel(engine(tiny_llama_dir, dtype="bfloat16")), File()
+    (fresh,) = kernel.logits(Job(file, words(9, 21), [Ask(20)]))
+    (again,) = kernel.logits(Job(file, (), [Ask(-1)]))
+    torch.testing.assert_close(again, fresh, atol=1e-2, rtol=1e-2)
+    (mixed,) = kernel.logits(Job(file, [3], [Ask(-1), Ask(0)]))
+    torch.testing.assert_close(mixed[:1], fresh, atol=1e-2, rtol=1e-2)
+
+
 def test_tails_of_each_length(tiny: Engine) -> None:
     kernel, file, tokens = Kernel(tiny), File(), words(12, 36)
     want = contiguous(tiny, tokens)

@@ -21,7 +21,9 @@ def sources(*rooms: str) -> list[Path]:
 
 
 def test_files_are_short():
-    long = {str(f.relative_to(HOUSE)): n for f in sources(*ROOMS) if (n := len(f.read_text().splitlines())) > FILE_LINES_MAX}
+    long = {
+        str(f.relative_to(HOUSE)): n for f in sources(*ROOMS) if (n := len(f.read_text().splitlines())) > FILE_LINES_MAX
+    }
     assert long == {}
 
 
@@ -57,7 +59,9 @@ def test_paths_in_the_documents_exist():
     """ARCHITECTURE.md and README.md name files; each must be there."""
     missing = []
     for document in ("ARCHITECTURE.md", "README.md", "CONTRIBUTING.md"):
-        for path in re.findall(r"`((?:sdk|kvfs|kernel|gpuworker|programs|perf|docs|tests)/[\w/.]+)`", (HOUSE / document).read_text()):
+        for path in re.findall(
+            r"`((?:sdk|kvfs|kernel|gpuworker|programs|perf|docs|tests)/[\w/.]+)`", (HOUSE / document).read_text()
+        ):
             if not (HOUSE / path).exists():
                 missing.append(f"{document}: {path}")
     assert missing == []

@@ -72,10 +72,19 @@ async def test_all_that_a_distribution_can_hold(house):
         fd = await fresh(TEXT)
         (d,) = await syscalls.pred(
             fd=fd,
-            want=Want(top_k=3, logits=True, sample=Sampling(temperature=1.0, seed=3), logprobs_of=[65, 66], entropy=True),
+            want=Want(
+                top_k=3, logits=True, sample=Sampling(temperature=1.0, seed=3), logprobs_of=[65, 66], entropy=True
+            ),
         )
         best = max(range(len(d.logits)), key=lambda i: d.logits[i])
-        return [len(d.top()), len(d.logits), best == d.argmax(), d.sample is not None, sorted(d.logprobs_of), d.entropy > 0]
+        return [
+            len(d.top()),
+            len(d.logits),
+            best == d.argmax(),
+            d.sample is not None,
+            sorted(d.logprobs_of),
+            d.entropy > 0,
+        ]
 
     got = await house.value(main)
     assert got == [3, 512, True, True, [65, 66], True]
@@ -165,7 +174,12 @@ async def test_generate_together_equals_generate_alone(house):
         together = await asyncio.gather(*(answer(i, f) for i, f in enumerate(forks)))
         used = await syscalls.rusage()
         alone = [await answer(i, await fresh(TEXT)) for i in range(6)]
-        return [together == alone, len({tuple(t) for t in together}), used.n_prompt_tokens - start, used.n_generated_tokens]
+        return [
+            together == alone,
+            len({tuple(t) for t in together}),
+            used.n_prompt_tokens - start,
+            used.n_generated_tokens,
+        ]
 
     assert await house.value(main) == [True, 6, 0, 120]
 
@@ -178,7 +192,12 @@ async def test_stream_equals_generate(house):
         text, tokens, logprobs, finish = "", [], [], None
         while finish is None:
             chunk = await syscalls.read(fd=stream)
-            text, tokens, logprobs, finish = text + chunk.text, tokens + chunk.tokens, logprobs + chunk.logprobs, chunk.finish
+            text, tokens, logprobs, finish = (
+                text + chunk.text,
+                tokens + chunk.tokens,
+                logprobs + chunk.logprobs,
+                chunk.finish,
+            )
         closed = ""
         try:
             await syscalls.read(fd=stream)

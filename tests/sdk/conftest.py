@@ -20,9 +20,12 @@ def kernel_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             said.append(line)
             if "Ctrl-C" in line:
                 break
-        assert path.exists(), "".join(said)
-        yield path
-        kernel.terminate()
-        kernel.stderr.read()
-        assert kernel.wait(20) == 0
+        try:
+            assert path.exists(), "".join(said)
+            yield path
+            kernel.terminate()
+            kernel.stderr.read()
+            assert kernel.wait(20) == 0
+        finally:
+            kernel.kill()
     assert not path.exists()

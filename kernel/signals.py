@@ -1,0 +1,53 @@
+"""When to stop: SIGINT, SIGTERM, and the end of the process that started this one.
+
+While the kernel boots a signal cancels it, so that what is half made is unmade in order; once it runs, `told` is set
+and the kernel stops by itself. A second signal cancels again, for a stop that takes too long.
+"""
+
+import asyncio
+import os
+import signal
+from types import TracebackType
+from typing import Any, Self
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+PARENT_POLL_S = 1.0
+
+
+class Signals:
+    """Takes the signals of this process for the length of a `with`, on behalf of the task that enters it."""
+
+    def __init__(self, parent: int | None) -> None:
+        self.told = asyncio.Event()
+        self.running = False  # the kernel is up: from now on the first signal is a request
+        self._parent = parent
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        for number in NUMBERS:
+            self._loop.add_signal_handler(number, self._signal)
+        if self._parent is not None:
+            self._look()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number in NUMBERS:
+            self._loop.remove_signal_handler(number)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _signal(self) -> None:
+        if self.running and not self.told.is_set():
+            self.told.set()
+        elif self._task is not None:
+            self._task.cancel()
+
+    def _look(self) -> None:
+        if os.getppid() != self._parent:
+            self._signal()
+        else:
+            self._timer = self._loop.call_later(PARENT_POLL_S, self._look)
