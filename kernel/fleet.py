@@ -286,11 +286,12 @@ class Fleet:
         attached.pump_due = False
         if attached.worker.state is State.LOST:
             return
-        batch = self._guarded(attached, attached.batcher.plan, self._loop.time())
+        batch, _ = self._decide(attached, attached.batcher.plan, self._loop.time())
         if batch is not None:
             self.counters.n_batches += 1
             self.counters.n_rows += len(batch.head.rows)
             attached.link.send(batch)
+        attached.batcher.deliver()
 
     def _message(self, name: str, message: BatchDone | BatchFailed | Assets | Pong | Bye) -> None:
         attached = self._attached.get(name)
@@ -304,8 +305,7 @@ class Fleet:
                 worker.n_batches += 1
                 worker.n_tokens += message.head.n_tokens
                 worker.step_s += message.head.step_s
-                self._guarded(attached, attached.batcher.done, message, now)
-                self._pump_soon(attached)
+                self._done(attached, message, now)
             case BatchFailed():
                 self._guarded(attached, attached.batcher.failed, message, now)
                 self._pump_soon(attached)
@@ -319,6 +319,15 @@ class Fleet:
         if not self.busy:
             self._wake_idlers()
 
+    def _done(self, attached: Attached, message: BatchDone, now: float) -> None:
+        """A batch is answered. When a call ended with it, its program runs first, and what it asks next joins the
+        next batch; otherwise nothing can join, so the next batch leaves before anybody is told of this one."""
+        n_ended = self._decide(attached, attached.batcher.done, message, now)[1]
+        if not n_ended:
+            self._pump(attached)
+        attached.batcher.deliver()
+        self._pump_soon(attached)
+
     def _wake_idlers(self) -> None:
         for waiter in self._idlers:
             if not waiter.done():
@@ -326,21 +335,28 @@ class Fleet:
         self._idlers.clear()
 
     def _guarded(self, attached: Attached, decide: Callable[..., Any], *args: Any) -> Any:
-        """Run a decider, charge what has ended, tell those who wait. Any error but a WorkerFault is a bug of ours."""
+        """Run a decider, charge what has ended, tell those who wait."""
+        result, _ = self._decide(attached, decide, *args)
+        attached.batcher.deliver()
+        return result
+
+    def _decide(self, attached: Attached, decide: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+        """Run a decider and charge what has ended: its result, and how many jobs that were.
+
+        Any error but a WorkerFault is a bug of ours."""
+        result = None
         try:
-            return decide(*args)
+            result = decide(*args)
         except WorkerFault as e:
             self.lost(attached.worker.name, str(e))
         except Exception as e:
             self._panic(e)
-        finally:
-            self._charge(attached)
-            attached.batcher.deliver()
-        return None
+        return result, self._charge(attached)
 
-    def _charge(self, attached: Attached) -> None:
-        """Book what ended jobs have computed to their processes, and forget them."""
-        for job in attached.batcher.take_ended():
+    def _charge(self, attached: Attached) -> int:
+        """Book what ended jobs have computed to their processes, and forget them. Returns how many they were."""
+        ended = attached.batcher.take_ended()
+        for job in ended:
             _, process = self._jobs.pop(job)
             if process is None:  # the kernel's own proof
                 continue
@@ -348,3 +364,4 @@ class Fleet:
             process.n_generated_tokens += job.n_generated_tokens
             self.counters.n_prompt_tokens += job.n_prompt_tokens
             self.counters.n_generated_tokens += job.n_generated_tokens
+        return len(ended)

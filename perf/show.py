@@ -65,7 +65,9 @@ def ratio(f: Figure) -> str:
 
 def _ratios(ratios: Mapping[str, Mapping[str, float]]) -> Table:
     peers = list(dict.fromkeys(peer for row in ratios.values() for peer in row))
-    table = Table("times as fast as", *peers, title="more than 1: we are faster", title_justify="left")
+    table = Table("times as fast as", title="more than 1: we are faster", title_justify="left")
+    for peer in peers:
+        table.add_column(peer, justify="right", overflow="fold")
     for name, row in ratios.items():
         table.add_row(Text(name), *(f"{row[peer]:.2f}" if peer in row else "" for peer in peers))
     return table
