@@ -58,7 +58,7 @@ async def running(config: Config, say: Say) -> AsyncIterator[Kernel]:
     directory = Path(tempfile.mkdtemp(prefix="symphony-"))  # for the local worker's socket; mode 0700
     try:
         if config.local_worker:
-            say(f"starting a worker for {config.model}")
+            say(f"starting a worker for {config.local_model}")
             await kernel.fleet.start_local(directory)
         for address in config.worker:
             say(f"attaching {address}")

@@ -106,10 +106,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.worker_silence_s < 2 * self.heartbeat_s:
             raise ConfigError("worker_silence_s must be at least twice heartbeat_s")
 
+    @property
+    def local_model(self) -> str:
+        """What the local worker is to serve; a null worker serves nothing unless it is given a name."""
+        return "null" if self.backend == "null" and self.model == DEFAULT_MODEL else self.model
+
     def worker_options(self) -> list[str]:
         """The local worker's command line."""
         given = {
-            "--model": self.model,
+            "--model": self.local_model,
             "--tokenizer": self.tokenizer,
             "--load-format": self.load_format,
             "--dtype": self.dtype,

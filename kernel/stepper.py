@@ -14,6 +14,7 @@ and nothing here may await.
 """
 
 import asyncio
+import ctypes
 import time
 from collections.abc import Coroutine, Generator
 from contextvars import ContextVar
@@ -107,14 +108,17 @@ class Stepper(Coroutine[Any, Any, T]):
             try:
                 self.coroutine.close()
             except BaseException:
-                _graveyard.append(self.coroutine)
-                del _graveyard[:-GRAVES]
+                bury(self.coroutine)
         raise asyncio.CancelledError
 
 
-# A coroutine that refuses to close must not be collected either, or its finalizer would run the refusal again.
-GRAVES = 1000
-_graveyard: list[Any] = []
+def bury(coroutine: object) -> None:
+    """Keep a coroutine that refuses to close from ever being collected.
+
+    Its finalizer would run the refusal again, and at the interpreter's end, where nothing can be awaited any more,
+    for ever. So it is given a reference that nobody holds; a few hundred bytes for each program so ill-mannered.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
 
 
 def install(loop: asyncio.AbstractEventLoop) -> None:

@@ -124,6 +124,33 @@ async def test_a_program_that_swallows_everything_ends_all_the_same(house):
     assert (await process.wait_exit()).code == KILLED
 
 
+def test_such_a_program_does_not_keep_the_kernel_from_its_end(tmp_path):
+    """Its coroutine would be finalized with the interpreter, and refuse again where nothing can be awaited."""
+    import subprocess
+
+    path = tmp_path / "stubborn.py"
+    path.write_text(STUBBORN)
+    command = [sys.executable, "-m", "kernel", "--backend", "null", "run", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "starting a worker for null")
+
+
+STUBBORN = """
+import asyncio
+
+async def main():
+    asyncio.create_task(stay())
+    await asyncio.sleep(0)
+
+async def stay():
+    while True:
+        try:
+            await asyncio.sleep(1000)
+        except BaseException:
+            pass
+"""
+
+
 async def test_left_over_tasks_are_ended(house):
     seen = []
 
