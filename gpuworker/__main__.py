@@ -10,7 +10,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Annotated, Any, Literal
 
 import typer
@@ -84,7 +86,7 @@ def work(options: Options, listen: str, name: str, parent: int | None, ready_fd:
     log = say if parent is None else (lambda line: None)  # a kernel tells what becomes of its own worker
     with contextlib.closing(Server(listen, name=name, end_on_detach=parent is not None, log=log)) as server:
         on_signal(lambda: sys.exit(0))
-        backend = load(options)
+        backend = in_a_thread(lambda: load(options))
         on_signal(lambda: server.stop("it was told to end"))
         facts = backend.info()
         size = f"{facts.n_pages} pages of {facts.model.page_size} tokens"
@@ -99,12 +101,34 @@ def work(options: Options, listen: str, name: str, parent: int | None, ready_fd:
     return code
 
 
+def in_a_thread(make: Callable[[], Backend]) -> Backend:
+    """The result, or the exception, of `make` in a thread that is gone afterwards.
+
+    OpenMP keeps a team of threads for each thread that computes, and as soon as all its teams together are larger than
+    the machine it stops spinning between products: a decode step then takes three times as long. So the thread that
+    loads must not live on beside the one that runs the steps."""
+    box: Future[Backend] = Future()
+
+    def run() -> None:
+        try:
+            box.set_result(make())
+        except BaseException as e:
+            box.set_exception(e)
+
+    thread = threading.Thread(target=run, name="load", daemon=True)  # a signal need not wait for it
+    thread.start()
+    backend = box.result()
+    thread.join()
+    return backend
+
+
 def load(options: Options) -> Backend:
     """The backend that the options name. Raises OptionError."""
     if options.backend == "torch":
-        # Read when torch is loaded. OpenMP's threads spin between the products of a step; with its default of seconds,
-        # any other busy process on the machine (the kernel, a client) stalls every one of them by milliseconds.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        # Read when torch is loaded. OpenMP's threads spin between the products of a step: without end by default, so
+        # that any other busy process (the kernel, a client) stalls each product by milliseconds; with a tenth of
+        # this a step on a quiet machine takes a third longer. Measured in perf/LOG.md.
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         from gpuworker.load import load as load_engine
 
         return load_engine(options, say)
