@@ -70,7 +70,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_client_events: Count = 1024  # emitted and not yet taken by the client
 
     # times
-    attach_timeout_s: Seconds = 10.0
+    attach_timeout_s: Seconds = 10.0  # for a worker to answer the greeting
+    proof_timeout_s: Seconds = 60.0  # for a new worker to compute its first token
     heartbeat_s: Seconds = 0.5
     worker_silence_s: Seconds = 10.0  # a worker that says nothing for that long is lost
 

@@ -143,7 +143,7 @@ class Fleet:
         job = PredJob.probe(file, proof.set_result, proof.set_exception)
         try:
             self.submit(job, None, claim=True, again=False)
-            async with asyncio.timeout(self.config.attach_timeout_s):
+            async with asyncio.timeout(self.config.proof_timeout_s):
                 await proof
         except (SyscallError, TimeoutError) as e:
             self.cancel(job)

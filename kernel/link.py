@@ -56,12 +56,11 @@ class Link:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, 64)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)  # a worker that is gone is attached anew, never resumed
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def greet(self, hello: Hello, timeout_s: float) -> Greeting:
-        """Connect and exchange greetings. Raises ConnectionError with one line."""
+        """Connect and exchange greetings; a worker that is still starting is waited for. Raises ConnectionError."""
         try:
             self._socket.connect(self.address)
         except zmq.ZMQError as e:
@@ -71,7 +70,7 @@ class Link:
                 await self._socket.send_multipart(encode_greeting(hello))
                 frames = await self._socket.recv_multipart()
         except TimeoutError:
-            raise ConnectionError(f"no worker answers at {self.address}") from None
+            raise ConnectionError(f"no worker answers at {self.address} (waited {timeout_s:g} s)") from None
         try:
             return decode_greeting(frames)
         except WireError as e:
