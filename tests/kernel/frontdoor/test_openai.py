@@ -119,7 +119,9 @@ async def test_choices_share_the_prompt_and_have_their_own_seeds(public, kernel)
 
 
 async def test_streamed_choices_interleave(public) -> None:
-    response = await public.post("/v1/completions", json=PROMPT | {"n": 3, "stream": True, "temperature": 1, "max_tokens": 400})
+    response = await public.post(
+        "/v1/completions", json=PROMPT | {"n": 3, "stream": True, "temperature": 1, "max_tokens": 400}
+    )
     indices = [chunk["choices"][0]["index"] for chunk in events(response.text)]
     assert set(indices) == {0, 1, 2}
     assert indices != sorted(indices)
