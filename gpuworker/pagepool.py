@@ -7,12 +7,23 @@ as zeros and stays finite in what has been written: some attention bodies multip
 Called by the engine alone. Which file owns which page, and which page is free, is the kernel's to know: never add it.
 """
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 COPY_CHUNK = 32  # pages in flight in one copy: bounds the temporary memory (24 MiB for a 135M model in fp32)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of zeros. In main memory it costs nothing until it is written: torch would write all of it, seconds
+    for a few GiB, where calloc hands out pages that the system zeroes when they are first touched."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 class PagePool:
@@ -29,11 +40,11 @@ class PagePool:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        """Allocates all pages at once. Raises torch.OutOfMemoryError (a RuntimeError on the CPU) if they don't fit."""
+        """Allocates all pages at once. Raises torch.OutOfMemoryError, or MemoryError on the CPU, if they don't fit."""
         self.num_pages = num_pages
         self.page_size = page_size
-        self.kv = torch.zeros(num_pages, n_layers, 2, page_size, n_kv_heads, head_dim, dtype=dtype, device=device)
-        self.tails = torch.zeros(num_pages, hidden_size, dtype=dtype, device=device)
+        self.kv = zeros((num_pages, n_layers, 2, page_size, n_kv_heads, head_dim), dtype, torch.device(device))
+        self.tails = zeros((num_pages, hidden_size), dtype, torch.device(device))
 
     @staticmethod
     def bytes_per_page(
