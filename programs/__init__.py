@@ -1,0 +1,1 @@
+"""LIPs on the sdk alone: the examples, and the programs behind the OpenAI-compatible endpoints."""
