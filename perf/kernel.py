@@ -7,10 +7,9 @@ on a batcher that is driven by hand: `plan` and the encoding before it is sent, 
 import asyncio
 import gc
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
-
-import psutil
 
 import sdk
 from gpuworker import nulltext
@@ -133,19 +132,20 @@ def failed(error: SyscallError) -> None:
 
 
 async def idle(found: Findings, house: Inside) -> None:
-    """Memory of programs that do nothing but wait."""
+    """Memory of programs that do nothing but wait, as Python's allocator counts it."""
     await asyncio.gather(*(house.value(nothing) for _ in range(100)))
     gc.collect()
-    before = psutil.Process().memory_info().rss
+    tracemalloc.start()
     processes = [house.start(waits) for _ in range(IDLE)]
     await asyncio.sleep(0.1)  # all of them have had their turn
     assert all(process.waiting for process in processes)
     gc.collect()
-    after = psutil.Process().memory_info().rss
+    n_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     for process in processes:
         house.kernel.kill(process.pid, "it was measured")
     await asyncio.gather(*(process.wait_exit() for process in processes))
-    found.add(f"memory of an idle program, of {IDLE}", "KiB", (after - before) / IDLE / 1024)
+    found.add(f"memory of an idle program, of {IDLE}", "KiB", n_bytes / IDLE / 1024)
 
 
 async def rates(found: Findings, house: Inside, load: Load) -> None:
