@@ -22,6 +22,7 @@ from kernel.frontdoor.server import FrontDoorError, serve_http, serve_socket
 from kernel.loader import LoadError
 from kernel.local import WorkerFailed
 from kernel.signals import Signals
+from sdk.abi.errors import NoDevice
 from sdk.abi.values import ModelInfo
 
 SYSTEM_CALLS = (sys_file, sys_ipc, sys_model, sys_process)  # importing them registers their handlers
@@ -46,47 +47,55 @@ def check_house() -> None:
 
 
 @asynccontextmanager
-async def running(config: Config, say: Say) -> AsyncIterator[Kernel]:
-    """A kernel with its workers attached. Raises BootError; leaves nothing behind."""
+async def running(config: Config) -> AsyncIterator[tuple[Kernel, Path]]:
+    """A kernel without workers yet, and a private directory for the socket of its own. Leaves nothing behind.
+
+    Raises BootError, also for what workers and doors raise in its `with`."""
     check_house()
     missing = dispatch.missing()
     if missing:
         raise BootError(f"system calls without a handler: {', '.join(missing)}")
-    loop = asyncio.get_running_loop()
-    stepper.install(loop)  # tasks of programs become their threads
+    stepper.install(asyncio.get_running_loop())  # tasks of programs become their threads
     kernel = Kernel(config, dispatch.make_door)
-    directory = Path(tempfile.mkdtemp(prefix="symphony-"))  # for the local worker's socket; mode 0700
+    directory = Path(tempfile.mkdtemp(prefix="symphony-"))  # mode 0700
     try:
-        if config.local_worker:
-            say(f"starting a worker for {config.local_model}")
-            await kernel.fleet.start_local(directory)
-        for address in config.worker:
-            say(f"attaching {address}")
-            await kernel.attach(address)
-        yield kernel
-    except (AttachError, WorkerFailed) as e:
+        yield kernel, directory
+    except (AttachError, WorkerFailed, FrontDoorError) as e:
         raise BootError(str(e)) from None
     finally:
         await kernel.stop(GRACE_S)
         shutil.rmtree(directory, ignore_errors=True)
 
 
+async def attach_workers(kernel: Kernel, directory: Path, say: Say) -> None:
+    """Start our own worker and attach those that were named. Raises WorkerFailed, AttachError."""
+    config = kernel.config
+    if config.local_worker:
+        say(f"starting a worker for {config.local_model}")
+        await kernel.fleet.start_local(directory)
+    for address in config.worker:
+        say(f"attaching {address}")
+        await kernel.attach(address)
+
+
 async def serve(config: Config, say: Say) -> int:
-    """Run until a signal. Returns the exit status."""
+    """Run until a signal. Returns the exit status.
+
+    The port is opened first: one that is taken is known before a model is loaded, and whoever asks meanwhile is
+    told 503. The socket for `lip` comes last: there the kernel is ready."""
     with Signals(config.parent) as signals:
-        async with running(config, say) as kernel, AsyncExitStack() as doors:
-            try:
-                http = await serve_http(kernel, config.host, config.port) if config.http else None
-                if http is not None:
-                    doors.push_async_callback(http.stop)
-                addresses = [f"unix:{config.socket}", *([http.address] if http is not None else [])]
-                for line in banner(kernel, addresses):
-                    say(line)
-                doors.push_async_callback((await serve_socket(kernel, config.socket)).stop)
-                if config.parent is None:
-                    say(f"  ready    pid {os.getpid()}; Ctrl-C ends it")
-            except FrontDoorError as e:
-                raise BootError(str(e)) from None
+        async with running(config) as (kernel, directory), AsyncExitStack() as doors:
+            addresses = [f"unix:{config.socket}"]
+            if config.http:
+                http = await serve_http(kernel, config.host, config.port)
+                doors.push_async_callback(http.stop)
+                addresses.append(http.address)
+            await attach_workers(kernel, directory, say)
+            for line in banner(kernel, addresses):
+                say(line)
+            doors.push_async_callback((await serve_socket(kernel, config.socket)).stop)
+            if config.parent is None:
+                say(f"  ready    pid {os.getpid()}; Ctrl-C ends it")
             status = await until_told(kernel, signals, say)
             kernel.stopping = True
             return status
@@ -99,7 +108,8 @@ async def run_program(config: Config, target: str, words: list[str], say: Say) -
     except LoadError as e:
         raise BootError(str(e)) from None
     with Signals(config.parent) as signals:
-        async with running(config, say) as kernel:
+        async with running(config) as (kernel, directory):
+            await attach_workers(kernel, directory, say)
             program = asyncio.ensure_future(run_foreground(kernel, target, words))
             told = asyncio.ensure_future(until_told(kernel, signals, say))
             await asyncio.wait({program, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -134,7 +144,7 @@ def banner(kernel: Kernel, addresses: list[str]) -> list[str]:
     lines = ["Symphony: serve programs, not prompts"]
     try:
         info: ModelInfo = kernel.model_info()
-    except Exception:
+    except NoDevice:
         lines.append("  no worker yet: attach one with `lip worker attach tcp://HOST:PORT`")
     else:
         lines.append(f"  model    {', '.join(kernel.model_names)} ({info.dtype}, context {info.max_model_len})")
