@@ -1,6 +1,7 @@
 """`python -m kernel`: the command line, and the event loop everything runs in."""
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +71,9 @@ def run(ctx: typer.Context, program: str) -> None:
 
 def start(main: Any) -> None:
     """Run to the end, and exit with its status."""
+    ours = logging.getLogger("kernel")  # not the root: libraries keep their counsel
+    ours.addHandler(logging.StreamHandler())
+    ours.setLevel(logging.INFO)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             status = runner.run(main)

@@ -6,6 +6,7 @@ together is computed together. What to send is `kernel/batcher.py`'s to decide, 
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from kernel.process import Process
 from kernel.workers import State, Worker, Workers
 from kvfs.fs import Kvfs
 from sdk.abi.errors import DeviceLost, SyscallError
+
+log = logging.getLogger(__name__)
 
 
 class AttachError(Exception):
@@ -180,7 +183,7 @@ class Fleet:
             raise AttachError(f"no worker {name} is attached; `lip worker list` shows those that are")
         attached.link.send(Detach("detached by the operator"))
         await asyncio.sleep(0)  # the message leaves before the link is closed
-        self.lost(name, "it was detached")
+        self.lost(name, "it was detached", expected=True)
         if attached.local is not None:
             await attached.local.end()
 
@@ -194,7 +197,7 @@ class Fleet:
             a.link.send(Detach("the kernel is stopping"))
         await asyncio.sleep(0)
         for a in attached:
-            self.lost(a.worker.name, "the kernel is stopping")
+            self.lost(a.worker.name, "the kernel is stopping", expected=True)
         await asyncio.gather(*(a.local.end() for a in attached if a.local is not None))
         self._context.destroy(linger=0)
 
@@ -228,11 +231,14 @@ class Fleet:
         status = await local.process.wait()
         self.lost(local.address, f"its process ended with status {status}")
 
-    def lost(self, name: str, reason: str) -> None:
+    def lost(self, name: str, reason: str, *, expected: bool = False) -> None:
         """A worker is gone: its jobs fail, its files are lost, its pages vanish."""
         attached = self._attached.pop(name, None)
         if attached is None:
             return
+        if not expected:
+            n_jobs = attached.batcher.n_jobs
+            log.warning("worker %s was lost: %s; %d calls fail, and its files are gone", name, reason, n_jobs)
         attached.link.close()
         attached.worker.move("lost")
         if not attached.assets.done():

@@ -54,6 +54,7 @@ def test_a_killed_worker_fails_its_own_programs_and_no_others(start_kernel, star
     assert all("lost" in a.json()["error"]["message"] for a in lost)
     assert kernel.http.get("/healthz").status_code == 200
     assert complete(kernel, "still there").status_code == 200
+    kernel.wait_for(f"worker {first} was lost: ")
     listed = kernel.lip("worker", "list").stdout
     assert first not in listed
     kernel.lip("worker", "detach", second)
