@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
-from kernel.boot import BootError, running
+from kernel.boot import BootError, attach_workers, running
 from kernel.config import Config
 from kernel.core import Kernel
 from kernel.loader import Program
@@ -50,7 +50,8 @@ def inside(config: Config, body: Callable[[Inside], Awaitable[T]]) -> T:
     """Boot a kernel, do `body` in its loop, and stop it. Raises Failed."""
 
     async def go() -> T:
-        async with running(config, lambda line: None) as kernel:
+        async with running(config) as (kernel, directory):
+            await attach_workers(kernel, directory, lambda line: None)
             return await body(Inside(kernel))
 
     try:
