@@ -8,7 +8,7 @@ are followed by raw little-endian arrays, because a token list as u32 bytes cost
 Only `Hello`, `Welcome` and `Refused` are JSON, so that two versions that disagree on everything else can still
 say so by name: the schema hash in the hello is compared before any other byte is decoded.
 
-Rules: every field is bounded by the limits in `gpuworker/serve.py` or by the batch that asked; `Row` and `Ask`
+Rules: every field is bounded by `gpuworker/backend.py` or by the batch that asked; `Row` and `Ask`
 are array-like, so their fields are appended and never reordered; no field ever carries code or pickles.
 """
 

@@ -98,8 +98,6 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Relations between options. Raises ConfigError."""
-        if not self.local_worker and not self.worker and not self.http and not self.socket:
-            raise ConfigError("no worker and no front door: nothing could ever happen")
         if self.http and not is_loopback(self.host) and not self.api_key:
             raise ConfigError(f"--host {self.host} opens the port to the network: give an --api-key as well")
         if self.api_key == "":

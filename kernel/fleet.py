@@ -28,6 +28,8 @@ from sdk.abi.errors import DeviceLost, SyscallError
 
 log = logging.getLogger(__name__)
 
+GOODBYE_MS = 500  # for the last message to a worker that is let go
+
 
 class AttachError(Exception):
     """A worker could not be attached or detached; the text is one line."""
@@ -182,7 +184,6 @@ class Fleet:
         if attached is None:
             raise AttachError(f"no worker {name} is attached; `lip worker list` shows those that are")
         attached.link.send(Detach("detached by the operator"))
-        await asyncio.sleep(0)  # the message leaves before the link is closed
         self.lost(name, "it was detached", expected=True)
         if attached.local is not None:
             await attached.local.end()
@@ -195,11 +196,9 @@ class Fleet:
         attached = list(self._attached.values())
         for a in attached:
             a.link.send(Detach("the kernel is stopping"))
-        await asyncio.sleep(0)
-        for a in attached:
             self.lost(a.worker.name, "the kernel is stopping", expected=True)
         await asyncio.gather(*(a.local.end() for a in attached if a.local is not None))
-        self._context.destroy(linger=0)
+        self._context.destroy()
 
     @property
     def busy(self) -> bool:
@@ -239,10 +238,11 @@ class Fleet:
         if not expected:
             n_jobs = attached.batcher.n_jobs
             log.warning("worker %s was lost: %s; %d calls fail, and its files are gone", name, reason, n_jobs)
-        attached.link.close()
+        attached.link.close(linger_ms=GOODBYE_MS if expected else 0)
         attached.worker.move("lost")
-        if not attached.assets.done():
-            attached.assets.cancel()
+        if not attached.assets.done():  # whoever attaches it waits for them; a cancellation would be taken for theirs
+            attached.assets.set_exception(AttachError(f"worker {name} was lost while it was being attached: {reason}"))
+            attached.assets.exception()
         now = self._loop.time()
         detail = f"worker {name} was lost ({reason}), and the files on it: make them again from their tokens"
         self._guarded(attached, attached.batcher.lost, detail, now)

@@ -36,10 +36,6 @@ class Language:
             environment.globals["raise_exception"] = _raise
             self._template = environment.from_string(assets.chat_template)
 
-    @property
-    def has_template(self) -> bool:
-        return self._template is not None
-
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Tokens of `text`. Raises InvalidArgument for text that is no Unicode (lone surrogates)."""
         try:

@@ -84,12 +84,15 @@ class Link:
         """Send without waiting; a full queue means a worker that does not read, which the heartbeat finds."""
         asyncio.ensure_future(self._socket.send_multipart(encode(message))).add_done_callback(_look)
 
-    def close(self) -> None:
+    def close(self, linger_ms: int = 0) -> None:
+        """Stop at once; what was sent has `linger_ms` left to leave. Safe to call twice."""
+        if self._socket.closed:
+            return
         for task in self._tasks:
             task.cancel()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
-        self._socket.close(linger=0)
+        self._socket.close(linger=linger_ms)
 
     async def _receive(self) -> None:
         while True:

@@ -184,8 +184,8 @@ class Process:
             del self.waiting[f]
             if f.cancelled():
                 undo()
-            elif f.exception() is not None and self.dying:
-                pass  # looked at, so that asyncio does not report an error nobody was left to take
+            else:
+                f.exception()  # looked at, so that asyncio does not report an error that nobody was left to take
 
         future.add_done_callback(over)
         return future

@@ -4,9 +4,11 @@ import asyncio
 import threading
 
 import pytest
+import zmq
 
 from gpuworker.backend import StepError
 from gpuworker.null import NullBackend
+from gpuworker.wire import WIRE_HASH, Welcome, encode_greeting
 from kernel.fleet import AttachError
 from sdk import kv, syscalls
 from sdk.abi.errors import Errno, SyscallError
@@ -194,3 +196,26 @@ async def test_a_detached_worker_can_be_attached_again(house):
     assert not house.kernel.healthy
     await house.kernel.attach(worker.name)
     assert await house.value(answer, prompt="x")
+
+
+async def test_a_worker_that_dies_while_it_is_attached(make_house, tmp_path):
+    """It greets, and is gone before it has sent its tokenizer."""
+    address, facts = f"ipc://{tmp_path}/dying", NullBackend().info()
+    with zmq.Context() as context:
+        router = context.socket(zmq.ROUTER)
+        router.linger = 0
+        router.bind(address)
+
+        def greet_and_die() -> None:
+            peer, _ = router.recv_multipart()
+            welcome = Welcome(WIRE_HASH, "w", 1, "none", "null", facts.model, 1, 1, 1)
+            router.send_multipart([peer, *encode_greeting(welcome)])
+            router.recv_multipart()  # it is asked for its tokenizer
+            router.close()
+
+        async with make_house(n_workers=0) as house:
+            death = asyncio.create_task(asyncio.to_thread(greet_and_die))
+            with pytest.raises(AttachError, match="lost while it was being attached: the connection was closed"):
+                await house.kernel.attach(address)
+            await death
+            assert list(house.kernel.workers) == []
