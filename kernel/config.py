@@ -90,7 +90,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 merged[name] = text.split(",") if name in ("worker", "served_model_name") else text
         merged |= options
         try:
-            config = msgspec.convert(merged, Config, strict=False)
+            config = msgspec.convert(merged, Config, strict=False, dec_hook=as_path)
         except msgspec.ValidationError as e:
             raise ConfigError(f"a wrong option: {e}") from None
         config.check()
@@ -128,6 +128,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "--max-num-batched-tokens": self.max_num_batched_tokens,
         }
         return [part for name, value in given.items() if value is not None for part in (name, str(value))]
+
+
+def as_path(wanted: type, value: Any) -> Any:
+    """A path out of a file or the environment is text. For msgspec, which knows no paths."""
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"expected {wanted.__name__}, got {type(value).__name__}")
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -33,6 +33,22 @@ def test_a_wrong_file_is_one_line(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_every_option_can_come_from_anywhere(tmp_path):
+    """Whatever has a default of a simple type survives the way through the environment and a file."""
+    file = tmp_path / "kernel.yaml"
+    for name in Config.__struct_fields__:
+        value = getattr(Config(), name)
+        if value in (None, []):
+            continue
+        text = str(value)
+        assert getattr(Config.load({}, None, {f"SYMPHONY_{name.upper()}": text}), name) == value
+        file.write_text(f"{name}: {text}\n")
+        assert getattr(Config.load({}, file, {}), name) == value
+    file.write_text("socket: [1]\n")
+    with pytest.raises(ConfigError, match="socket"):
+        Config.load({}, file, {})
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         Config.load({}, tmp_path / "none.yaml", {})
