@@ -131,8 +131,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def as_path(wanted: type, value: Any) -> Any:
-    """A path out of a file or the environment is text. For msgspec, which knows no paths."""
-    if wanted is Path and isinstance(value, str):
+    """A path is text in a file and the environment, a Path on the command line. For msgspec, which knows no paths."""
+    if wanted is Path and isinstance(value, str | Path):
         return Path(value)
     raise TypeError(f"expected {wanted.__name__}, got {type(value).__name__}")
 

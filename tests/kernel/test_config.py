@@ -42,6 +42,7 @@ def test_every_option_can_come_from_anywhere(tmp_path):
             continue
         text = str(value)
         assert getattr(Config.load({}, None, {f"SYMPHONY_{name.upper()}": text}), name) == value
+        assert getattr(Config.load({name: value}, None, {}), name) == value
         file.write_text(f"{name}: {text}\n")
         assert getattr(Config.load({}, file, {}), name) == value
     file.write_text("socket: [1]\n")
