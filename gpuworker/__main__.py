@@ -5,13 +5,15 @@ ours, 2 when it could not start. Torch is imported only for a torch backend.
 """
 
 import contextlib
+import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Annotated, Any, Literal
 
@@ -40,31 +42,21 @@ def main(
     kv_cache_memory: Annotated[float | None, typer.Option(min=0, help="Memory of the KV pages, in GiB.")] = None,
     gpu_memory_utilization: Annotated[float, typer.Option(min=0, max=1, help="Share of a GPU's memory.")] = 0.9,
     num_pages: Annotated[int | None, typer.Option(min=1, max=2**31, help="KV pages, in place of a memory.")] = None,
+    swap_space: Annotated[float, typer.Option(min=0, help="Main memory that pages may move to, in GiB.")] = 4.0,
+    num_host_pages: Annotated[int | None, typer.Option(min=0, max=2**31, help="In place of a swap space.")] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Rows a batch may have.")] = 128,
     max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="New tokens a batch may have.")] = 2048,
-    step_time_us: Annotated[int, typer.Option(min=0, help="What a step of a null worker takes, at least.")] = 0,
+    step_time_us: Annotated[float, typer.Option(min=0, help="What a step of a null worker takes, at least.")] = 0.0,
+    row_time_us: Annotated[float, typer.Option(min=0, help="… and more for each row,")] = 0.0,
+    token_time_us: Annotated[float, typer.Option(min=0, help="… for each new token,")] = 0.0,
+    context_time_us: Annotated[float, typer.Option(min=0, help="… for each token that a row reads.")] = 0.0,
     parent: Annotated[int | None, typer.Option(help="Pid of the process that starts this one; end with it.")] = None,
     name: Annotated[str | None, typer.Option(help="The worker's name; by default host-pid.")] = None,
     ready_fd: Annotated[int | None, typer.Option(help="Inherited; gets one line of JSON when ready or failed.")] = None,
 ) -> None:
     """Serve one model on one device to one kernel."""
-    options = Options(
-        backend=backend,
-        model=model,
-        device=device,
-        dtype=dtype,
-        load_format=load_format,
-        tokenizer=tokenizer,
-        max_model_len=max_model_len,
-        attention=attention,
-        threads=threads,
-        kv_cache_memory=kv_cache_memory,
-        gpu_memory_utilization=gpu_memory_utilization,
-        num_pages=num_pages,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        step_time_us=step_time_us,
-    )
+    given = locals()
+    options = Options(**{field: given[field] for field in Options.__dataclass_fields__})
     name = name or f"{socket.gethostname()}-{os.getpid()}"
     try:
         code = work(options, listen, name, parent, ready_fd)
@@ -86,19 +78,33 @@ def work(options: Options, listen: str, name: str, parent: int | None, ready_fd:
     log = say if parent is None else (lambda line: None)  # a kernel tells what becomes of its own worker
     with contextlib.closing(Server(listen, name=name, end_on_detach=parent is not None, log=log)) as server:
         on_signal(lambda: sys.exit(0))
-        backend = in_a_thread(lambda: load(options))
+        with long_lived():
+            backend = in_a_thread(lambda: load(options))
         on_signal(lambda: server.stop("it was told to end"))
         facts = backend.info()
-        size = f"{facts.n_pages} pages of {facts.model.page_size} tokens"
+        size = f"{facts.n_pages} pages of {facts.model.page_size} tokens, {facts.n_host_pages} in main memory"
         log(f"ready on {server.address}: {facts.model.name}, {facts.device}, {size}")
         if ready_fd is not None:
             tell(ready_fd, {"address": server.address, "worker": name, "os_pid": os.getpid()})
-        reason = server.run(backend, lambda: is_orphan(parent))
+        reason = server.run(backend, watch_parent(parent))
         log(f"ended: {reason}")
     code = 0 if server.crash is None else 1
     if server.is_computing:
         os._exit(code)  # the interpreter cannot end while a step holds a thread
     return code
+
+
+@contextlib.contextmanager
+def long_lived() -> Iterator[None]:
+    """What is made inside stays to the end, and the garbage collector need not look at it: with torch and a tokenizer
+    that stops all threads for 0.15 s, again and again while they load and once in a while later, when it looks to the
+    kernel like a worker that hangs."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def in_a_thread(make: Callable[[], Backend]) -> Backend:
@@ -133,23 +139,39 @@ def load(options: Options) -> Backend:
 
         return load_engine(options, say)
     from gpuworker.null import NullBackend
+    from gpuworker.stepcost import StepCost
 
+    n_pages = options.num_pages or 4096
+    n_host_pages = options.num_host_pages
+    if n_host_pages is None:
+        n_host_pages = n_pages if options.swap_space else 0
+    times_us = (options.step_time_us, options.row_time_us, options.token_time_us, options.context_time_us)
     try:
         return NullBackend(
             name=options.model or "null",
-            n_pages=options.num_pages or 4096,
+            n_pages=n_pages,
+            n_host_pages=n_host_pages,
             max_model_len=options.max_model_len or 8192,
             max_rows=options.max_num_seqs,
             max_batch_tokens=options.max_num_batched_tokens,
-            step_time_s=options.step_time_us / 1e6,
+            cost=StepCost(*(t / 1e6 for t in times_us)),
         )
     except MemoryError:
         raise OptionError(f"--num-pages {options.num_pages}: not enough memory") from None
 
 
-def is_orphan(parent: int | None) -> str | None:
-    """A reason to end when the process that started this one is gone."""
-    return None if parent in (None, os.getppid()) else "the process that started it is gone"
+def watch_parent(parent: int | None) -> Callable[[], str | None]:
+    """A reason to end, as soon as that process is gone. It need not be the one that started this one."""
+    gone = "the process it belongs to is gone"
+    if parent is None:
+        return lambda: None
+    try:
+        fd = os.pidfd_open(parent)
+    except AttributeError:  # not on this system
+        return lambda: None if os.getppid() == parent else gone
+    except OSError:
+        return lambda: gone
+    return lambda: gone if select.select([fd], [], [], 0)[0] else None
 
 
 def on_signal(act: Callable[[], None]) -> None:

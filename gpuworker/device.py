@@ -13,6 +13,8 @@ from gpuworker.options import OptionError, Options
 GIB = 1 << 30
 CPU_CACHE_BYTES = 2 * GIB  # a laptop's share, where nothing else is said …
 CPU_CACHE_FRACTION = 0.25  # … and never more than this of the memory that is free
+SWAP_FRACTION = 0.5  # of the memory that is free: programs, the kernel and other workers live here too
+SWAP_RATIO = 4  # host pages for each page: with more, a program waits for its turn longer than computing again takes
 
 
 def choose_device(name: str) -> torch.device:
@@ -62,6 +64,14 @@ def count_pages(options: Options, device: torch.device, bytes_per_page: int, lar
             + (" or raise --gpu-memory-utilization" if device.type == "cuda" else "")
         )
     return budget // bytes_per_page
+
+
+def count_host_pages(options: Options, n_pages: int, bytes_per_page: int) -> int:
+    """How many pages main memory takes in, when the device has `n_pages`."""
+    if options.num_host_pages is not None:
+        return options.num_host_pages
+    budget = min(int(options.swap_space * GIB), int(SWAP_FRACTION * psutil.virtual_memory().available))
+    return min(budget // bytes_per_page, SWAP_RATIO * n_pages)
 
 
 def _left_on_gpu(device: torch.device, utilization: float, largest_step: Callable[[], None]) -> int:

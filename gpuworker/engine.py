@@ -2,6 +2,8 @@
 
 One step, in this order:
 
+    chain           tokens that the step before has drawn take their places
+    moves           pages between the tiers, begun here and waited for at the end: they go on beside the step
     copies          pages over pages, before anything else touches them
     load tails      hidden states of rows that ask what comes after the tokens they have already
     forward         all new tokens of all rows as one flat sequence; attention stores their K and V
@@ -10,13 +12,15 @@ One step, in this order:
 
 A tail makes a file know what comes next: it can be asked again, or by a fork, for the price of one row of logits.
 Tails are saved last, so a step that fails (memory is only found to be short on the way) leaves those of the step
-before; what it wrote into the rows' own new slots nobody has been told of.
+before; what it wrote into the rows' own new slots nobody has been told of. What a step has drawn is known to the next
+one alone.
 
 Pages and who owns them are the kernel's to know. Never put scheduling, caching or waiting in here.
 """
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,9 +29,10 @@ from torch import Tensor
 
 from gpuworker import sampling
 from gpuworker.attention.backend import AttentionBackend, RowSpec
-from gpuworker.backend import Facts, RowView, StepError, check, rows
+from gpuworker.backend import Facts, RowView, StepError, chain, check, check_fetch, check_store, drawn_by, rows
+from gpuworker.hosttier import HostTier
 from gpuworker.models.registry import Model
-from gpuworker.pagepool import PagePool
+from gpuworker.pagepool import PagePool, tail_number
 from gpuworker.wire import Answer, Assets, Batch, BatchDone, BatchDoneHead, RowDone
 from sdk.abi.errors import Errno
 
@@ -46,6 +51,8 @@ class Engine:
         self._model, self._pool, self._attention = model, pool, attention
         self._facts, self._assets = facts, assets
         self._device = pool.kv.device
+        self._host = HostTier(pool, facts.n_host_pages)
+        self._drawn: dict[int, int] = {}  # by the batch before
 
     def info(self) -> Facts:
         return self._facts
@@ -56,36 +63,56 @@ class Engine:
     @torch.inference_mode()
     def run(self, batch: Batch) -> BatchDone:
         """See backend.Backend. Raises StepError: EINVAL for a batch out of range, ENOSPC for a lack of memory."""
-        started = time.perf_counter()
+        started, head = time.perf_counter(), batch.head
+        drawn, self._drawn = self._drawn, {}
         check(batch, self._facts)
-        views = list(rows(batch))
+        batch = chain(batch, drawn)
+        finish_moves = self._host.start(head.moves_out, head.moves_in)
         try:
-            for copies in independent(batch.head.copies):
-                self._pool.copy(copies)
-            tails = self._load_tails(views)
-            hidden = self._forward(batch, views)
-            answers, logits = self._answer(views, torch.cat([tails, hidden]) if len(tails) else hidden)
-            self._save_tails(views, hidden)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-        except (RuntimeError, MemoryError) as e:
-            if (lack := lack_of_memory(e)) is None:
-                raise
-            raise StepError(Errno.ENOSPC, f"the worker is out of memory: {lack}") from None
-        done = [RowDone(v.row.job, [next(answers) for _ in v.row.asks]) for v in views]
-        return BatchDone(BatchDoneHead(batch.head.seq, done, len(batch.tokens), time.perf_counter() - started), logits)
+            with lack_of_memory_refused():
+                done, logits = self._step(batch)
+            step_s = time.perf_counter() - started
+        finally:
+            move_s = finish_moves()
+        self._drawn = drawn_by(done)
+        return BatchDone(BatchDoneHead(head.seq, done, len(batch.tokens), step_s, move_s), logits)
+
+    def fetch(self, pages: Sequence[int]) -> memoryview:
+        """See backend.Backend."""
+        check_fetch(pages, self._facts)
+        with lack_of_memory_refused():
+            return self._host.read(pages)
+
+    def store(self, pages: Sequence[int], contents: bytes | memoryview) -> None:
+        """See backend.Backend."""
+        check_store(pages, contents, self._facts)
+        with lack_of_memory_refused():
+            self._host.write(pages, contents)
+
+    def _step(self, batch: Batch) -> tuple[list[RowDone], bytes]:
+        """The rows' answers, and their raw logits."""
+        views = list(rows(batch))
+        for copies in independent(batch.head.copies):
+            self._pool.copy(copies)
+        tails = self._load_tails(views)
+        hidden = self._forward(batch, views)
+        answers, logits = self._answer(views, torch.cat([tails, hidden]) if len(tails) else hidden)
+        self._save_tails(views, hidden)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return [RowDone(v.row.job, [next(answers) for _ in v.row.asks]) for v in views], logits
 
     def _load_tails(self, views: Sequence[RowView]) -> Tensor:
         """[n, hidden]: one for each row that asks at -1, in row order."""
-        size = self._pool.page_size
-        pages = [v.pages[(v.row.n_before - 1) // size] for v in views if _asks_tail(v)]
-        return self._pool.load_tails(self._tensor(pages))
+        before = [(v.pages, v.row.n_before) for v in views if _asks_tail(v)]
+        tails = [tail_number(pages[(n - 1) // self._pool.page_size], n) for pages, n in before]
+        return self._pool.load_tails(self._tensor(tails))
 
     def _forward(self, batch: Batch, views: Sequence[RowView]) -> Tensor:
         """[T, hidden]: after each new token of the batch, in order."""
         new = [RowSpec(list(v.pages), v.row.n_before, v.row.n_new) for v in views if v.row.n_new]
         if not new:
-            return self._pool.tails[:0]
+            return self._pool.tails[:0, 0]
         meta = self._attention.plan(new, self._pool)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -110,10 +137,10 @@ class Engine:
         return iter(answers), b"".join(raw)
 
     def _save_tails(self, views: Sequence[RowView], hidden: Tensor) -> None:
-        pages = [v.pages[-1] for v in views if v.row.n_new]
-        if pages:
+        tails = [tail_number(v.pages[-1], v.row.n_before + v.row.n_new) for v in views if v.row.n_new]
+        if tails:
             last = np.cumsum([v.row.n_new for v in views if v.row.n_new]) - 1
-            self._pool.save_tails(self._tensor(pages), hidden[self._tensor(last)])
+            self._pool.save_tails(self._tensor(tails), hidden[self._tensor(last)])
 
     def _tensor(self, values: Any) -> Tensor:
         """int64, on the device; from a list, or from an array of u32, of which torch knows little."""
@@ -148,6 +175,17 @@ def _places(views: Sequence[RowView]) -> list[int]:
         tail += _asks_tail(v)
         first += v.row.n_new
     return places
+
+
+@contextmanager
+def lack_of_memory_refused() -> Iterator[None]:
+    """Turns a lack of memory into StepError(ENOSPC)."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if (lack := lack_of_memory(e)) is None:
+            raise
+        raise StepError(Errno.ENOSPC, f"the worker is out of memory: {lack}") from None
 
 
 def lack_of_memory(error: Exception) -> str | None:

@@ -70,12 +70,14 @@ class Loaded:
     def bytes_per_page(self) -> int:
         return PagePool.bytes_per_page(*self._shape(), self.dtype)
 
-    def engine(self, n_pages: int, max_model_len: int, options: Options) -> Engine:
+    def engine(self, n_pages: int, n_host_pages: int, max_model_len: int, options: Options) -> Engine:
         facts = Facts(
             device=devices.describe(self.device),
             attention=self.attention.caps.name,
             model=self._info(max_model_len),
             n_pages=n_pages,
+            n_host_pages=n_host_pages,
+            page_bytes=self.bytes_per_page(),
             max_rows=options.max_num_seqs,
             max_batch_tokens=options.max_num_batched_tokens,
         )
@@ -120,7 +122,7 @@ def _with_pages(loaded: Loaded, options: Options, log: Callable[[str], None]) ->
     def largest_step() -> None:
         length = min(wanted, options.max_num_batched_tokens)
         n_rows = -(-options.max_num_batched_tokens // length)
-        trial = loaded.engine(n_rows * -(-length // loaded.page_size), length, options)
+        trial = loaded.engine(n_rows * -(-length // loaded.page_size), 0, length, options)
         trial.run(largest_batch(trial.info()))
 
     n_pages = devices.count_pages(options, loaded.device, loaded.bytes_per_page(), largest_step)
@@ -129,7 +131,8 @@ def _with_pages(loaded: Loaded, options: Options, log: Callable[[str], None]) ->
         raise OptionError(f"{n_pages} pages hold {holds} tokens: lower --max-model-len or give the pages more memory")
     if holds < wanted:
         log(f"files will hold {holds} tokens at most, not the model's {wanted}: more pages do not fit")
-    return loaded.engine(n_pages, min(holds, wanted), options)
+    n_host_pages = devices.count_host_pages(options, n_pages, loaded.bytes_per_page())
+    return loaded.engine(n_pages, n_host_pages, min(holds, wanted), options)
 
 
 def largest_batch(facts: Facts) -> Batch:

@@ -6,10 +6,11 @@ changes the text. Each slot of a page holds its token, its position and the page
 
     value(slot) = hash(token, position) * WEIGHT^(slot in page)      sum over the slots of a page, mod 2^64
     digest(row) = sum of page sums * WEIGHT^(page_size * page in table), mod 2^64
-    hidden      = hash(digest, number of tokens); its page keeps that of the last token computed into it: the tail
+    hidden      = hash(digest, number of tokens); its page keeps that of the last token of a row: a tail
 
-So a step costs a microsecond a new token and a tenth of one a page, whatever the context. With `verify` every row is
-also recomputed from its slots, and AssertionError tells of a slot never written or a tail that is out of date.
+So a step costs a microsecond a new token and a tenth of one a page, whatever the context; `cost` makes it take the
+time of a device. With `verify` every row is also recomputed from its slots, and AssertionError tells of a slot never
+written or a tail that is out of date.
 """
 
 import hashlib
@@ -20,39 +21,56 @@ from itertools import accumulate, repeat
 from operator import mul
 
 from gpuworker import nulltext
-from gpuworker.backend import Facts, RowView, StepError, check, rows
+from gpuworker.backend import (
+    Facts,
+    RowView,
+    StepError,
+    chain,
+    check,
+    check_fetch,
+    check_store,
+    drawn_by,
+    rows,
+)
 from gpuworker.noise import MASK64, splitmix64
-from gpuworker.wire import Answer, Assets, Batch, BatchDone, BatchDoneHead, RowDone
+from gpuworker.stepcost import StepCost
+from gpuworker.wire import Answer, Assets, Batch, BatchDone, BatchDoneHead, BatchHead, RowDone
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo
 
 WEIGHT = 0xD1342543DE82EF95  # odd, so that no slot's value is lost
+FREE = StepCost()
 
 
 class NullBackend:
-    """A `Backend`. `step_time_s` is slept in every step, to stand for a device."""
+    """A `Backend`. `cost` is slept in every step, to stand for a device; moves take no time."""
 
     def __init__(
         self,
         *,
         name: str = "null",
         n_pages: int = 4096,
+        n_host_pages: int | None = None,  # as many as n_pages
         page_size: int = 16,
         vocab_size: int = 512,
         max_model_len: int = 8192,
         max_rows: int = 256,
         max_batch_tokens: int = 2048,
-        step_time_s: float = 0.0,
+        cost: StepCost = FREE,
         verify: bool = False,
     ) -> None:
         if vocab_size < nulltext.MIN_VOCAB:
             raise ValueError(f"the null model's vocabulary has at least {nulltext.MIN_VOCAB} tokens")
+        n_host_pages = n_pages if n_host_pages is None else n_host_pages
         self._page_size = page_size
-        self._step_time_s = step_time_s
+        self._page_words = 2 * page_size + 2  # slots, sums, tails
+        self._cost = cost
         self._verify = verify
+        self._drawn: dict[int, int] = {}  # by the batch before
         self._slots = array("Q", bytes(8 * n_pages * page_size))  # 1 + token << 32 | position; 0: never written
         self._sums = array("Q", bytes(8 * n_pages * page_size))  # of the page, up to and with this slot
-        self._tails = array("Q", bytes(8 * n_pages))  # hidden state of the last token computed into the page
+        self._tails = array("Q", bytes(8 * n_pages * 2))  # see gpuworker/backend.py
+        self._host = array("Q", bytes(8 * n_host_pages * self._page_words))
         self._slot_weights = _powers(WEIGHT, page_size)
         self._page_weights = _powers(pow(WEIGHT, page_size, 1 << 64), -(-max_model_len // page_size))
         model = ModelInfo(
@@ -68,7 +86,16 @@ class NullBackend:
             eos_tokens=[nulltext.IM_END, nulltext.EOS],
             has_chat_template=True,
         )
-        self._facts = Facts("none", "null", model, n_pages, max_rows, max_batch_tokens)
+        self._facts = Facts(
+            device="none",
+            attention="null",
+            model=model,
+            n_pages=n_pages,
+            n_host_pages=n_host_pages,
+            page_bytes=8 * self._page_words,
+            max_rows=max_rows,
+            max_batch_tokens=max_batch_tokens,
+        )
 
     def info(self) -> Facts:
         return self._facts
@@ -78,19 +105,34 @@ class NullBackend:
 
     def run(self, batch: Batch) -> BatchDone:
         started = time.perf_counter()
+        drawn, self._drawn = self._drawn, {}
         check(batch, self._facts)
+        batch = chain(batch, drawn)
         views = list(rows(batch))
         self._check_exclusive(views)
+        move_s = self._move(batch.head)
         for source, destination in batch.head.copies:
-            self._copy(source, destination)
-        if self._step_time_s:
-            time.sleep(self._step_time_s)
+            self._write(destination, self._read(source))
+        if seconds := self._cost.of(batch.head.rows):
+            time.sleep(seconds)
         # The tails of the step before are read before any row of this one overwrites its own.
         hiddens = [self._tail(v) if any(a.offset == -1 for a in v.row.asks) else 0 for v in views]
         logits = array("f")
         done = [RowDone(v.row.job, self._run_row(v, tail, logits)) for v, tail in zip(views, hiddens, strict=True)]
-        head = BatchDoneHead(batch.head.seq, done, len(batch.tokens), time.perf_counter() - started)
-        return BatchDone(head, logits.tobytes())
+        self._drawn = drawn_by(done)
+        step_s = time.perf_counter() - started
+        return BatchDone(BatchDoneHead(batch.head.seq, done, len(batch.tokens), step_s, move_s), logits.tobytes())
+
+    def fetch(self, pages: Sequence[int]) -> bytes:
+        check_fetch(pages, self._facts)
+        return b"".join(self._read(page).tobytes() for page in pages)
+
+    def store(self, pages: Sequence[int], contents: bytes | memoryview) -> None:
+        check_store(pages, contents, self._facts)
+        words = array("Q")
+        words.frombytes(contents)
+        for i, page in enumerate(pages):
+            self._write(page, words[i * self._page_words : (i + 1) * self._page_words])
 
     def _run_row(self, view: RowView, tail: int, logits: "array[float]") -> list[Answer]:
         vocab_size = self._facts.model.vocab_size
@@ -119,7 +161,8 @@ class NullBackend:
             digest = (digest + value * self._page_weights[page]) & MASK64
             hiddens.append(splitmix64(digest ^ (i + 1)))
         if hiddens:
-            self._tails[view.pages[-1]] = hiddens[-1]
+            n = view.row.n_before + len(hiddens)
+            self._tails[2 * view.pages[-1] + n % 2] = hiddens[-1]
         return hiddens
 
     def _digest(self, pages: Sequence[int], n: int) -> int:
@@ -131,16 +174,31 @@ class NullBackend:
         return digest & MASK64
 
     def _tail(self, view: RowView) -> int:
-        tail = self._tails[view.pages[(view.row.n_before - 1) // self._page_size]]
-        if self._verify and tail != self._recomputed(view, view.row.n_before):
-            raise AssertionError(f"job {view.row.job}: the tail of its {view.row.n_before} tokens is out of date")
+        n = view.row.n_before
+        tail = self._tails[2 * view.pages[(n - 1) // self._page_size] + n % 2]
+        if self._verify and tail != self._recomputed(view, n):
+            raise AssertionError(f"job {view.row.job}: the tail of its {n} tokens is out of date")
         return tail
 
-    def _copy(self, source: int, destination: int) -> None:
+    def _move(self, head: BatchHead) -> float:
+        """Moves pages between the tiers; the seconds it took."""
+        started, size = time.perf_counter(), self._page_words
+        for page, host in head.moves_out:
+            self._host[host * size : (host + 1) * size] = self._read(page)
+        for host, page in head.moves_in:
+            self._write(page, self._host[host * size : (host + 1) * size])
+        return time.perf_counter() - started
+
+    def _read(self, page: int) -> "array[int]":
+        """All that a page keeps: its slots, its sums, its tails."""
+        here = slice(page * self._page_size, (page + 1) * self._page_size)
+        return self._slots[here] + self._sums[here] + self._tails[2 * page : 2 * page + 2]
+
+    def _write(self, page: int, words: "array[int]") -> None:
         size = self._page_size
-        for slots in (self._slots, self._sums):
-            slots[destination * size : (destination + 1) * size] = slots[source * size : (source + 1) * size]
-        self._tails[destination] = self._tails[source]
+        here = slice(page * size, (page + 1) * size)
+        self._slots[here], self._sums[here] = words[:size], words[size : 2 * size]
+        self._tails[2 * page : 2 * page + 2] = words[2 * size :]
 
     def _check_exclusive(self, views: Sequence[RowView]) -> None:
         """No row may see a slot that another row of the same step writes."""

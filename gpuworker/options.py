@@ -28,7 +28,12 @@ class Options:
     threads: int | None = None
     kv_cache_memory: float | None = None  # GiB
     gpu_memory_utilization: float = 0.9  # of the device's memory, for weights, one step and pages together
-    num_pages: int | None = None
+    num_pages: int | None = None  # in place of kv_cache_memory
+    swap_space: float = 4.0  # GiB of main memory, at most, that pages may move to; 0: none
+    num_host_pages: int | None = None  # in place of swap_space
     max_num_seqs: int = 128  # rows a batch may have
     max_num_batched_tokens: int = 2048  # new tokens a batch may have
-    step_time_us: int = 0  # of a null worker
+    step_time_us: float = 0.0  # of a null worker: see stepcost.py, for this and the next three
+    row_time_us: float = 0.0
+    token_time_us: float = 0.0
+    context_time_us: float = 0.0

@@ -1,10 +1,11 @@
-"""The worker's KV memory: one tensor of pages, and the hidden state after the newest token of each page.
+"""The worker's KV memory: one tensor of pages, and two tails for each page (what they are: gpuworker/backend.py).
 
 `kv` is [pages, layers, 2, page, kv_heads, head_dim]: one page of all layers is one contiguous blob, so a copy, a swap
 or a migration moves one piece of memory, and each layer sees a strided view. K is stored rotated. Everything starts
 as zeros and stays finite in what has been written: some attention bodies multiply unwritten slots by zero.
 
-Called by the engine alone. Which file owns which page, and which page is free, is the kernel's to know: never add it.
+Called by the engine and by hosttier.py. Which file owns which page, and which page is free, is the kernel's to know:
+never add it.
 """
 
 import math
@@ -44,17 +45,17 @@ class PagePool:
         self.num_pages = num_pages
         self.page_size = page_size
         self.kv = zeros((num_pages, n_layers, 2, page_size, n_kv_heads, head_dim), dtype, torch.device(device))
-        self.tails = zeros((num_pages, hidden_size), dtype, torch.device(device))
+        self.tails = zeros((num_pages, 2, hidden_size), dtype, torch.device(device))
 
     @staticmethod
     def bytes_per_page(
         n_layers: int, page_size: int, n_kv_heads: int, head_dim: int, hidden_size: int, dtype: torch.dtype
     ) -> int:
-        """Memory of one page with its tail, in bytes."""
-        return (n_layers * 2 * page_size * n_kv_heads * head_dim + hidden_size) * dtype.itemsize
+        """Memory of one page with its tails, in bytes; also the size of its contents."""
+        return (n_layers * 2 * page_size * n_kv_heads * head_dim + 2 * hidden_size) * dtype.itemsize
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies page `src` over page `dst`, blob and tail, for each (src, dst).
+        """Copies page `src` over page `dst`, blob and tails, for each (src, dst).
 
         All copies read the state before the call, whatever their order, so a source may be another pair's destination
         and may be shared. Raises ValueError for a page that does not exist or a destination named twice.
@@ -70,13 +71,23 @@ class PagePool:
         for start in range(0, len(pairs), max(step, 1)):
             src = torch.tensor(sources[start : start + step], device=self.kv.device)
             dst = torch.tensor(destinations[start : start + step], device=self.kv.device)
-            for store in (self.kv, self.tails):
-                store.index_copy_(0, dst, store.index_select(0, src))
+            for part in (self.kv, self.tails):
+                part.index_copy_(0, dst, part.index_select(0, src))
 
-    def save_tails(self, pages: Tensor, hidden: Tensor) -> None:
-        """Stores hidden [n, hidden_size] as the tails of pages [n] (int64, distinct)."""
-        self.tails.index_copy_(0, pages, hidden)
+    def save_tails(self, tails: Tensor, hidden: Tensor) -> None:
+        """Stores hidden [n, hidden_size] as the tails of these numbers [n] (int64, distinct; see `tail_number`)."""
+        self.tails.flatten(0, 1).index_copy_(0, tails, hidden)
 
-    def load_tails(self, pages: Tensor) -> Tensor:
-        """The tails [n, hidden_size] of pages [n] (int64); a copy."""
-        return self.tails.index_select(0, pages)
+    def load_tails(self, tails: Tensor) -> Tensor:
+        """The tails [n, hidden_size] of these numbers [n] (int64); a copy."""
+        return self.tails.flatten(0, 1).index_select(0, tails)
+
+    def as_bytes(self) -> tuple[Tensor, Tensor]:
+        """The contents of the pages in their two parts, KV and tails: each uint8 [num_pages, bytes]; views."""
+        kv, tails = (part.flatten(1).view(torch.uint8) for part in (self.kv, self.tails))
+        return kv, tails
+
+
+def tail_number(page: int, n_tokens: int) -> int:
+    """Of the tail after `n_tokens` tokens, the last of which is in `page`."""
+    return 2 * page + n_tokens % 2

@@ -1,13 +1,15 @@
 """THE DOOR of a worker: one ROUTER socket, one kernel at a time, one thread that computes.
 
-The I/O thread (`Server.run`) reads messages, answers pings at once and hands batches to the compute thread, which
-runs them in the order of their arrival, each exactly once. What it has finished comes back over a deque and a byte
-in a pipe, so that a step of ten seconds never looks like a dead worker.
+The I/O thread (`Server.run`) reads messages, answers pings at once and hands all work to the compute thread, which
+does it in the order of its arrival, each piece exactly once (executor.py). What it has finished comes back over a
+deque and a byte in a pipe, so that a step of ten seconds never looks like a dead worker.
 
     nobody --Hello--> attached --Detach, Hello, silence of SILENCE_LIMIT_S--> nobody
 
 All that belongs to one attachment carries its epoch. When the kernel leaves or is replaced the epoch moves on:
-batches that wait are dropped, the answer of the one that runs is thrown away, and no kernel ever hears another's.
+work that waits is dropped, the answer of what runs is thrown away, and no kernel ever hears another's. The worker
+itself, its weights and its pages stay for the next Hello; a kernel that says hello again under its name replaces
+itself at once, any other has to wait until the present one leaves or falls silent.
 
 Bytes of a peer meet `wire.decode_*` and nothing else; what does not decode is counted and dropped. Never put
 scheduling, retries or any knowledge of models in here.
@@ -19,26 +21,25 @@ import os
 import queue
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import zmq
 
 from gpuworker import wire
 from gpuworker.address import AddressError, bind, release
-from gpuworker.backend import Backend, StepError
+from gpuworker.backend import Backend
+from gpuworker.executor import Executor, Work
 from sdk.abi.errors import Errno
 
 MAX_FAULTS = 10  # messages that do not decode; after these a peer is not listened to
 MAX_PEERS = 1024  # whose faults are remembered; the oldest is forgotten first
-MAX_QUEUED = 256  # batches that wait; a kernel that keeps the protocol sends two
-SILENCE_LIMIT_S = 15.0  # a kernel pings every few seconds
+MAX_QUEUED = 256  # pieces of work that wait; a kernel that keeps the protocol sends a few
+SILENCE_LIMIT_S = 5.0  # a kernel pings a few times a second
 TICK_MS = 1000  # how often silence is looked for when nothing else happens
 CLOSE_LIMIT_S = 1.0  # for the running step to end and for the goodbye to leave
 
-Work = tuple[int, "wire.Batch | wire.BatchFailed"]  # with the epoch it belongs to
-Result = tuple[int, list[bytes]]
+Frames = list[bytes | memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,9 @@ class Server:
         self._heard_at = 0.0
         self._epoch = 0  # written by the I/O thread, read by the compute thread
         self._faults: collections.OrderedDict[bytes, int] = collections.OrderedDict()
-        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._results: collections.deque[Result] = collections.deque()
+        self._work: queue.SimpleQueue[tuple[int, Work] | None] = queue.SimpleQueue()  # with the epoch it belongs to
+        self._results: collections.deque[tuple[int, Frames]] = collections.deque()
+        self._n_owed = 0  # answers that the attached kernel still waits for
         self._end: str | None = None
         self._n_batches = self._n_tokens = 0
         self.crash: str | None = None  # the bug that ended the compute thread
@@ -93,8 +95,9 @@ class Server:
     def run(self, backend: Backend, watch: Callable[[], str | None] = lambda: None) -> str:
         """Serves until there is a reason to end, and returns it: from `stop`, from a kernel that leaves, from a crash,
         or from `watch`, which is called at every message and every second."""
-        self._backend, self._facts = backend, backend.info()
-        self._compute = threading.Thread(target=self._compute_all, name="compute", daemon=True)
+        self._facts = backend.info()
+        self._assets = wire.encode(backend.assets())  # megabytes of text, made before anybody waits for a pong
+        self._compute = threading.Thread(target=self._compute_all, args=(backend,), name="compute", daemon=True)
         self._compute.start()
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
@@ -184,6 +187,8 @@ class Server:
             attention=f.attention,
             model=f.model,
             n_pages=f.n_pages,
+            n_host_pages=f.n_host_pages,
+            page_bytes=f.page_bytes,
             max_rows=f.max_rows,
             max_batch_tokens=f.max_batch_tokens,
         )
@@ -194,25 +199,30 @@ class Server:
         self._log(f"refused a kernel: {reason}")
         self._send(peer, wire.encode_greeting(wire.Refused(wire.WIRE_HASH, reason)))
 
-    def _obey(self, attached: Attachment, message: wire.GetAssets | wire.Ping | wire.Detach | wire.Batch) -> None:
+    def _obey(self, attached: Attachment, message: wire.FromKernel) -> None:
         self._heard_at = self._clock()
         match message:
-            case wire.Batch():
+            case wire.Batch() | wire.Fetch() | wire.Store():
                 self._work.put((self._epoch, self._admitted(message)))
+                self._n_owed += 1
             case wire.Ping(nonce):
                 self._send(attached.peer, wire.encode(wire.Pong(nonce, self._n_batches, self._n_tokens)))
             case wire.GetAssets():
-                self._send(attached.peer, wire.encode(self._backend.assets()))
+                self._send(attached.peer, self._assets)
             case wire.Detach(reason):
                 self._detach(f"it left: {reason}", tell=True)
                 if self._end_on_detach:
                     self._end = "the kernel left"
 
-    def _admitted(self, batch: wire.Batch) -> wire.Batch | wire.BatchFailed:
-        """The batch, or the failure that takes its place in the queue, so that answers keep their order."""
+    def _admitted(self, work: wire.Batch | wire.Fetch | wire.Store) -> Work:
+        """The work, or the failure that takes its place in the queue, so that answers keep their order."""
         if self._work.qsize() < MAX_QUEUED:
-            return batch
-        return wire.BatchFailed(batch.head.seq, Errno.EBUSY, f"{MAX_QUEUED} batches wait: send fewer ahead")
+            return work
+        reason = f"{MAX_QUEUED} pieces of work wait: send fewer ahead"
+        if isinstance(work, wire.Batch):
+            return wire.BatchFailed(work.head.seq, Errno.EBUSY, reason)
+        number = work.number if isinstance(work, wire.Fetch) else work.head.number
+        return wire.PagesFailed(number, Errno.EBUSY, reason)
 
     def _detach_if_silent(self) -> None:
         if self._attached is not None and self._clock() - self._heard_at > SILENCE_LIMIT_S:
@@ -223,7 +233,9 @@ class Server:
         assert self._attached is not None
         left, self._attached = self._attached, None
         self._epoch += 1
-        self._log(f"detached from kernel {left.kernel}: {why}")
+        n_lost, self._n_owed = self._n_owed, 0
+        lost = f"; {n_lost} answers that it waited for are thrown away" if n_lost else ""
+        self._log(f"detached from kernel {left.kernel}: {why}{lost}")
         if tell:
             self._send(left.peer, wire.encode(wire.Bye(why)))
 
@@ -231,9 +243,10 @@ class Server:
         while self._results:
             epoch, frames = self._results.popleft()
             if self._attached is not None and epoch == self._epoch:
+                self._n_owed -= 1
                 self._send(self._attached.peer, frames)
 
-    def _send(self, peer: bytes, frames: list[bytes]) -> None:
+    def _send(self, peer: bytes, frames: Sequence[bytes | memoryview]) -> None:
         """Never waits. A kernel that cannot be sent an answer is given up: it would wait for that answer for ever."""
         try:
             self._router.send_multipart([peer, *frames], zmq.DONTWAIT)
@@ -243,32 +256,24 @@ class Server:
 
     # --- the compute thread -------------------------------------------------------------------------------------
 
-    def _compute_all(self) -> None:
-        while (work := self._work.get()) is not None:
-            epoch, batch = work
+    def _compute_all(self, backend: Backend) -> None:
+        executor, served = Executor(backend), 0
+        while (queued := self._work.get()) is not None:
+            epoch, work = queued
             if epoch != self._epoch:
                 continue
-            answer = self._answer(batch)
-            self._n_batches += 1
+            if epoch != served:
+                executor.begin()
+                served = epoch
+            answer = executor.answer(work)
+            self._n_batches += isinstance(answer, wire.BatchDone | wire.BatchFailed)
             if isinstance(answer, wire.BatchDone):
                 self._n_tokens += answer.head.n_tokens
             self._results.append((epoch, wire.encode(answer)))
-            self._wake()
-            if self.crash is not None:
+            if executor.crash is not None:
+                self.crash = executor.crash
                 return self.stop(self.crash)
-
-    def _answer(self, batch: wire.Batch | wire.BatchFailed) -> wire.BatchDone | wire.BatchFailed:
-        if isinstance(batch, wire.BatchFailed):
-            return batch
-        try:
-            return self._backend.run(batch)
-        except StepError as e:
-            return wire.BatchFailed(batch.head.seq, e.errno, e.detail)
-        except Exception as e:
-            # Nobody knows what the pages hold now, and a device that has faulted stays so: the worker must end.
-            traceback.print_exc()
-            self.crash = f"the worker failed: {type(e).__name__}: {e}"
-            return wire.BatchFailed(batch.head.seq, Errno.EIO, self.crash)
+            self._wake()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # the pipe is full of wake-ups already, or `run` is over

@@ -51,6 +51,8 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     attention: str  # which body answers
     model: ModelInfo
     n_pages: int
+    n_host_pages: int  # room in main memory where pages can be moved to; 0: none
+    page_bytes: int  # of one page's contents, as `Fetched` and `Store` carry it
     max_rows: int  # rows a batch may have
     max_batch_tokens: int  # new tokens a batch may have
     protocol: str = PROTOCOL
@@ -80,7 +82,7 @@ class Draw(Struct, frozen=True, array_like=True):
 class Ask(Struct, frozen=True, array_like=True):
     """What to answer at one position of a row."""
 
-    offset: int  # into the row's new tokens; -1: after the last token before them (the page's stored tail)
+    offset: int  # into the row's new tokens; -1: after the last token before them (a tail, stored with its page)
     draw: Draw | None = None
     top_k: int = 0
     logits: bool = False
@@ -97,14 +99,39 @@ class Row(Struct, frozen=True, array_like=True):
     n_new: int  # tokens to compute now; 0 only asks for the tail
     n_pages: int  # pages of its table: they cover n_before + n_new tokens
     asks: list[Ask] = []
+    chained: bool = False  # its first new token is what this job's last ask drew in the batch before; the tokens say 0
 
 
 class BatchHead(Struct, frozen=True, tag="batch"):
-    """Frames after it: tokens u32, positions u32, page tables u32, history u32."""
+    """Frames after it: tokens u32, positions u32, page tables u32, history u32.
+
+    A batch may be sent while the one before it runs, with rows that are chained to its draws. If that one fails, what
+    was built on it is void: `n_failed` says how many failures the kernel had heard of when it sent this, and a worker
+    that has had more refuses it untried (BatchFailed.void).
+
+    Moves between the tiers are done beside the step, and are complete when the batch is answered. They touch no page
+    that its copies or rows touch, and each page once. A batch may have moves and no rows."""
 
     seq: int
     copies: list[tuple[int, int]]  # (source page, destination page), done in order before the step
     rows: list[Row]
+    n_failed: int = 0
+    moves_out: list[tuple[int, int]] = []  # (page, host page)
+    moves_in: list[tuple[int, int]] = []  # (host page, page)
+
+
+class Fetch(Struct, frozen=True, tag="fetch"):
+    """Send me the contents of these pages, as all batches before this have left them."""
+
+    number: int  # the kernel's, echoed
+    pages: list[int]
+
+
+class StoreHead(Struct, frozen=True, tag="store"):
+    """Write these contents into these pages. Frame after it: page after page, `page_bytes` each."""
+
+    number: int
+    pages: list[int]
 
 
 class GetAssets(Struct, frozen=True, tag="get-assets"):
@@ -149,12 +176,32 @@ class BatchDoneHead(Struct, frozen=True, tag="done"):
     rows: list[RowDone]
     n_tokens: int  # computed in this step
     step_s: float  # time the device took
+    move_s: float = 0.0  # time the moves took, beside it
 
 
 class BatchFailed(Struct, frozen=True, tag="failed"):
-    """The step was not done and no page is changed beyond the rows' own new slots."""
+    """The step was not done, and no page is changed beyond the rows' own new slots and the moves' destinations."""
 
     seq: int
+    errno: Errno
+    detail: str
+    void: bool = False  # not tried at all: it was sent before the failure of an earlier one was known
+
+
+class FetchedHead(Struct, frozen=True, tag="fetched"):
+    """Frame after it: the pages' contents, in the order they were asked for."""
+
+    number: int
+
+
+class Stored(Struct, frozen=True, tag="stored"):
+    number: int
+
+
+class PagesFailed(Struct, frozen=True, tag="pages-failed"):
+    """A `Fetch` or `Store` was refused; nothing was written."""
+
+    number: int
     errno: Errno
     detail: str
 
@@ -181,8 +228,8 @@ class Bye(Struct, frozen=True, tag="bye"):
 
 
 Greeting: TypeAlias = Hello | Welcome | Refused
-ToWorker: TypeAlias = BatchHead | GetAssets | Ping | Detach
-ToKernel: TypeAlias = BatchDoneHead | BatchFailed | Assets | Pong | Bye
+ToWorker: TypeAlias = BatchHead | Fetch | StoreHead | GetAssets | Ping | Detach
+ToKernel: TypeAlias = BatchDoneHead | BatchFailed | FetchedHead | Stored | PagesFailed | Assets | Pong | Bye
 Frames: TypeAlias = Sequence[bytes | memoryview]
 
 H = TypeVar("H")
@@ -216,6 +263,30 @@ class BatchDone:
     def __init__(self, head: BatchDoneHead, logits: bytes | memoryview = b"") -> None:
         self.head = head
         self.logits = logits
+
+
+class Store:
+    """Contents for pages: bytes, page after page."""
+
+    __slots__ = ("contents", "head")
+
+    def __init__(self, head: StoreHead, contents: bytes | memoryview) -> None:
+        self.head = head
+        self.contents = contents
+
+
+class Fetched:
+    """Contents of pages: bytes, page after page."""
+
+    __slots__ = ("contents", "head")
+
+    def __init__(self, head: FetchedHead, contents: bytes | memoryview) -> None:
+        self.head = head
+        self.contents = contents
+
+
+FromKernel: TypeAlias = Batch | Store | Fetch | GetAssets | Ping | Detach  # as decoded
+FromWorker: TypeAlias = BatchDone | BatchFailed | Fetched | Stored | PagesFailed | Assets | Pong | Bye
 
 
 class WireError(Exception):
@@ -255,19 +326,25 @@ def decode_greeting(frames: Frames) -> Greeting:
         raise WireError(f"not a greeting of {PROTOCOL}: {e}") from None
 
 
-def encode(message: ToWorker | ToKernel | Batch | BatchDone) -> list[bytes]:
+def encode(message: FromKernel | FromWorker) -> list[bytes | memoryview]:
     """Any message after the greeting, as frames."""
     if isinstance(message, Batch):
         arrays = (message.tokens, message.positions, message.pages, message.history)
         return [_pack(message.head), *(a.tobytes() for a in arrays)]
     if isinstance(message, BatchDone):
         return [_pack(message.head), bytes(message.logits)]
+    if isinstance(message, Store | Fetched):
+        return [_pack(message.head), message.contents]
     return [_pack(message)]
 
 
-def decode_to_worker(frames: Frames) -> GetAssets | Ping | Detach | Batch:
+def decode_to_worker(frames: Frames) -> FromKernel:
     """Raises WireError when the frames are no message, or their arrays do not fit the rows."""
     head = _decode(_to_worker, frames)
+    if isinstance(head, StoreHead):
+        if len(frames) != 2:
+            raise WireError("contents to store are one header and one frame")
+        return Store(head, frames[1])
     if not isinstance(head, BatchHead):
         return head
     if len(frames) != 5 or any(len(f) % 4 for f in frames[1:]):
@@ -281,14 +358,14 @@ def decode_to_worker(frames: Frames) -> GetAssets | Ping | Detach | Batch:
     return Batch(head, tokens, positions, pages, history)
 
 
-def decode_to_kernel(frames: Frames) -> BatchFailed | Assets | Pong | Bye | BatchDone:
+def decode_to_kernel(frames: Frames) -> FromWorker:
     """Raises WireError when the frames are no message."""
     head = _decode(_to_kernel, frames)
-    if not isinstance(head, BatchDoneHead):
+    if not isinstance(head, BatchDoneHead | FetchedHead):
         return head
     if len(frames) != 2:
-        raise WireError("a finished batch is one header and one array")
-    return BatchDone(head, frames[1])
+        raise WireError("a finished batch, and fetched pages, are one header and one array")
+    return BatchDone(head, frames[1]) if isinstance(head, BatchDoneHead) else Fetched(head, frames[1])
 
 
 def _decode(decoder: "msgspec.msgpack.Decoder[H]", frames: Frames) -> H:

@@ -1,16 +1,21 @@
-"""`python -m kernel`: the command line, and the event loop everything runs in."""
+"""`python -m kernel`: the command line; then the supervisor, or the event loop everything runs in.
+
+What the kernel is made of is imported only where it runs: the supervisor starts at once and stays small.
+"""
 
 import asyncio
+import faulthandler
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvloop
 
-from kernel.boot import BootError, run_program, serve
+from kernel.child import STACK_SIGNAL
 from kernel.config import Config, ConfigError
+from kernel.supervisor import supervise
 
 app = typer.Typer(
     add_completion=False,
@@ -41,6 +46,7 @@ def main(
     kv_cache_memory: Annotated[float | None, typer.Option(help="GiB for KV pages")] = None,
     num_pages: Annotated[int | None, typer.Option(help="KV pages, instead of --kv-cache-memory")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the local worker")] = None,
+    scheduling_policy: Annotated[str | None, typer.Option(help="fair, fcfs or srpt: which program goes first")] = None,
     worker: Annotated[
         list[str] | None, typer.Option(help="attach the worker at this address (tcp://HOST:PORT); repeat for more")
     ] = None,
@@ -51,6 +57,11 @@ def main(
     socket: Annotated[Path | None, typer.Option(help="unix socket for `lip`")] = None,
     api_key: Annotated[str | None, typer.Option(help="secret that HTTP clients must send")] = None,
     parent: Annotated[int | None, typer.Option(help="pid of the process that starts this one: end with it")] = None,
+    supervisor: Annotated[bool | None, typer.Option(help="restart a kernel that hangs or dies")] = None,
+    kernel_name: Annotated[str | None, typer.Option(hidden=True)] = None,
+    run_directory: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    beat_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    stack_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the programs' dice")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any of these options, and the limits")] = None,
 ) -> None:
@@ -60,24 +71,34 @@ def main(
     except ConfigError as e:
         fail(e)
     if ctx.invoked_subcommand is None:
-        start(serve(ctx.obj, say))
+        options: Config = ctx.obj
+        if options.supervisor:
+            raise typer.Exit(supervise(options, [sys.executable, *sys.orig_argv[1:]], say))
+        start(options, lambda boot: boot.serve(options, say))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def run(ctx: typer.Context, program: str) -> None:
     """Host kernel and PROGRAM (a file or an installed name) in this process, so that breakpoint() works in it."""
-    start(run_program(ctx.obj, program, ctx.args, say))
+    start(ctx.obj, lambda boot: boot.run_program(ctx.obj, program, ctx.args, say))
 
 
-def start(main: Any) -> None:
-    """Run to the end, and exit with its status."""
+def start(options: Config, main: Callable[[Any], Any]) -> None:
+    """Run `main`, which is given the module of all that follows, to the end, and exit with its status."""
+    import uvloop
+
+    from kernel import boot
+
+    if options.stack_fd is not None:
+        faulthandler.enable(options.stack_fd)
+        faulthandler.register(STACK_SIGNAL, options.stack_fd)
     ours = logging.getLogger("kernel")  # not the root: libraries keep their counsel
     ours.addHandler(logging.StreamHandler())
     ours.setLevel(logging.INFO)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            status = runner.run(main)
-    except BootError as e:
+            status = runner.run(main(boot))
+    except boot.BootError as e:
         fail(e)
     except asyncio.CancelledError:
         say("kernel: interrupted")

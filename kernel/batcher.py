@@ -1,60 +1,88 @@
 """Level 2: fuses the pending work of all programs into batches for one worker. Pure.
 
-One batcher per worker. `submit` queues a job; `plan` makes the next batch when the worker is idle; `done`,
-`failed` and `lost` take what became of it. At most one batch is in flight. Rows that continue a generation go
-first, then prompts in the order they came, cut into chunks so that a step computes no more than the token
-budget: a long prompt delays the others by a step and not by its length.
+One batcher per worker. `submit` queues a job; `plan` makes the next batch; `done` and `failed` take what became of
+it; `evacuate` takes back the jobs of a worker that is gone. Up to two batches are in flight: the running one, and
+one ahead of it, sent late and only when that pays (`kernel/pacing.py`). Rows that continue a generation go first,
+then prompts in the order they came, cut into chunks so that a step computes no more than the token budget: a long
+prompt delays the others by a step and not by its length. When not all fit, `kernel/scheduler.py` says who is first
+and `kernel/shares.py` how much each tenant may add.
 
 Every row holds a kvfs lease while its batch is in flight, given back exactly once; every job holds its file's
-claim from submission to end. A job that finds no free page fails with ENOSPC and harms nobody. A batch that the
-worker refuses is tried again row by row, so that the row at fault fails alone.
+claim from submission to end. A file whose KV is not on the device is computed again from its tokens, or moved back
+in (`kernel/memory.py`), before its job goes on; a job that finds no free page waits until there is room. A batch
+that the worker refuses is taken back and batches are half as large for a while, until the row at fault fails alone;
+what was sent behind it is void and taken back too.
 """
 
-from array import array
-from collections.abc import Callable, Iterable
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from gpuworker.wire import Batch, BatchDone, BatchFailed, BatchHead, Row
-from kernel.jobs import Job, Step
+from gpuworker.wire import Batch, BatchDone, BatchFailed
+from kernel.costs import StepCosts
+from kernel.counters import Counters
+from kernel.flight import InFlight
+from kernel.jobs import Job, Sent, Step
+from kernel.memory import Memory
+from kernel.pacing import Firing, Pace
+from kernel.shares import Grants, Presence, allot
 from kvfs.fs import Kvfs
+from kvfs.inode import Residency
 from kvfs.lease import Lease
-from sdk.abi.errors import DeviceLost, Errno, SyscallError
+from kvfs.moves import MoveKind
+from sdk.abi.errors import Busy, Errno, NoSpace, SyscallError
 
 LOGITS_BYTES_MAX = 32 << 20  # raw logits of one batch
+N_AHEAD = 2  # batches in flight
+N_PLANS = 3  # tries, where nothing fits before something is dropped
+N_TOKENS_MIN = 16  # a step that a worker has no memory for is not cut shorter than that
+
+Order = Callable[[list[Job], float], list[Job]]
 
 
 class WorkerFault(Exception):
     """A worker broke the protocol: nothing it says can be trusted any more."""
 
 
-class Sent:
-    """One row of the batch in flight."""
-
-    __slots__ = ("job", "lease", "settled", "step")
-
-    def __init__(self, job: Job, step: Step, lease: Lease) -> None:
-        self.job = job
-        self.step = step
-        self.lease = lease
-        self.settled = False  # the lease ended before the batch: its job was cancelled
-
-
 class Batcher:
     """The work of one worker."""
 
-    def __init__(self, fs: Kvfs, *, max_rows: int, max_tokens: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        fs: Kvfs,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        vocab_size: int,
+        memory: Memory,
+        costs: StepCosts,
+        firing: Firing,
+        order: Order,
+        counters: Counters,
+    ) -> None:
         self.fs = fs
         self.max_rows = max_rows
         self.max_tokens = max_tokens
+        self.memory = memory
+        self.costs = costs
+        self.pace = Pace()
+        self._firing = firing
+        self._order = order
+        self._counters = counters
         self._row_bytes = vocab_size * 4  # of raw logits
         self._decoding: dict[int, Job] = {}  # in the order they came; they go first
         self._queued: dict[int, Job] = {}  # prompts and preds
-        self._in_flight: list[Sent] = []
+        self._flight: deque[InFlight] = deque()
+        self._cap_rows, self._cap_tokens = max_rows, max_tokens  # smaller after a refusal, until batches go well again
+        self._rebuilding: list[Sent] = []  # rows without a job, in flight
         self._seq = 0
         self._n_jobs = 0
-        self._seq_sent: int | None = None
+        self._n_failed = 0
         self._ended: list[Job] = []
         self._outbox: list[Callable[[], None]] = []
+        self._killed: list[tuple[int, str]] = []
+        self._presence = Presence()
 
     @property
     def n_jobs(self) -> int:
@@ -62,38 +90,68 @@ class Batcher:
         return len(self._decoding) + len(self._queued)
 
     @property
+    def newest(self) -> InFlight:
+        """The batch that was sent last."""
+        return self._flight[-1]
+
+    @property
     def busy(self) -> bool:
         """Whether a batch is in flight."""
-        return self._seq_sent is not None
+        return bool(self._flight)
 
-    def submit(self, job: Job) -> None:
+    @property
+    def running_since(self) -> float | None:
+        """When the worker began with the batch that it has now; None while it is idle."""
+        return self._flight[0].started if self._flight else None
+
+    @property
+    def expected_s(self) -> float:
+        """How long that batch should take."""
+        running = self._flight[0]
+        return self.costs.predict(len(running.rows), running.n_tokens) + len(running.moves) * self.costs.page_s
+
+    def jobs(self) -> Iterator[Job]:
+        """All that have not ended."""
+        yield from self._decoding.values()
+        yield from self._queued.values()
+
+    def submit(self, job: Job, now: float) -> None:
         """Queue a job, which holds its file's claim already unless it only looks at the tail."""
         self._n_jobs += 1
         job.number = self._n_jobs
+        job.since = now
+        self._counters.latencies.asked(job.times, now)
+        self._firing.arrived(now)
         (self._decoding if job.n_wanted <= 1 else self._queued)[job.number] = job
 
     def cancel(self, job: Job, now: float) -> None:
         """Nobody waits for this job any more: its file is free again at once.
 
-        A step in flight is settled before it is answered. A generation's counts as done, a `pred`'s as never asked
-        for; both are true for whatever comes later, because a worker runs its batches in order."""
-        if job.number not in self._queued and job.number not in self._decoding:
+        Steps in flight are settled before they are answered. A generation's count as done, but for one that feeds a
+        draw which nobody will see; a `pred`'s as never asked for. Both are true for whatever comes later, because a
+        worker runs its batches in order."""
+        if self._queued.get(job.number) is not job and self._decoding.get(job.number) is not job:
             return
         job.cancelled = True
-        for sent in self._in_flight:
-            if sent.job is job:
-                sent.settled = True
-                job.computed(sent.step)
-                if job.keeps_partial or job.claim is None:
-                    self.fs.commit(sent.lease, now)
-                else:
-                    self.fs.abandon(sent.lease)
-        self._forget(job, now, keep=job.keeps_partial)
+        keep = job.keeps_partial
+        while job.sent and job.claim is not None and not (keep and job.sent[-1].is_known):
+            self._take_back(job)
+        for sent in job.sent:
+            sent.settled = True
+            self._commit(sent, now, 0.0)
+        job.sent.clear()
+        self._counters.n_aborted += 1
+        self._forget(job, now, keep=keep)
 
     def take_ended(self) -> list[Job]:
         """The jobs that have ended since the last look."""
         ended, self._ended = self._ended, []
         return ended
+
+    def take_killed(self) -> list[tuple[int, str]]:
+        """Pids that have to end for want of memory, with the reasons, since the last look."""
+        killed, self._killed = self._killed, []
+        return killed
 
     def deliver(self) -> None:
         """Tell those who wait. Apart from all else, because whoever is told may come straight back with a call."""
@@ -101,121 +159,355 @@ class Batcher:
         for tell in outbox:
             tell()
 
+    # --- when ---
+
+    def due(self, now: float) -> float:
+        """When `plan` should be asked next, if nothing happens before: now or earlier for at once, inf for never."""
+        if len(self._flight) >= N_AHEAD:
+            return math.inf
+        if not self._flight:
+            if not self.n_jobs:
+                return self.memory.due
+            if not self._firing.waits:
+                return now
+            since = min(job.since for job in self.jobs())
+            return self._firing.at(self.n_jobs, since, self.costs.predict(self.n_jobs, self.n_jobs))
+        running = self._flight[0]
+        step_s = self.expected_s
+        n_host = sum(1 for s in running.rows if s.job is not None and s.job.host_decides and not s.job.ready)
+        if running.dead or self._capped or not self.pace.worth_ahead(len(running.rows), n_host, step_s):
+            return math.inf
+        return self.pace.ahead_at(running.started, step_s)
+
     # --- planning ---
 
     def plan(self, now: float) -> Batch | None:
-        """The next batch, or None while one is in flight or nothing is to do."""
-        if self.busy:
+        """The next batch, or None while it is too early or nothing is to do."""
+        if self.due(now) > now:
             return None
-        budget, logits_bytes = self.max_tokens, 0
-        for job in self._candidates():
-            if budget <= 0 or len(self._in_flight) == self.max_rows:
+        batch = InFlight(self._seq + 1)
+        for _ in range(N_PLANS):
+            self.memory.begin()
+            self._fill(batch, now)
+            relief = self.memory.end(now, list(self.jobs()), idle=not self._flight and not batch.rows)
+            batch.moves += relief.moves
+            self._killed += relief.killed
+            for job, error in relief.failed:
+                self._end(job, now, error)
+            if batch.rows or not (relief.freed or relief.failed):
                 break
-            if self._in_flight and (job.alone or self._in_flight[0].job.alone):
-                continue
-            step = job.next_step(min(budget, max(1, job.n_wanted)))
-            n_bytes = sum(ask.logits for ask in step.asks) * self._row_bytes
-            if self._in_flight and logits_bytes + n_bytes > LOGITS_BYTES_MAX:
-                continue
-            try:
-                lease = self._lease(job, step)
-            except SyscallError as e:
-                self._end(job, now, e)
-                continue
-            budget -= max(1, len(step.tokens))
-            logits_bytes += n_bytes
-            self._in_flight.append(Sent(job, step, lease))
-        if not self._in_flight:
+        if not batch.rows and not batch.moves:
             return None
+        if not self._flight:
+            batch.started = now
+            self.pace.sent(now)
         self._seq += 1
-        self._seq_sent = self._seq
-        return self._encode()
+        self._flight.append(batch)
+        self._counters.n_batches += 1
+        self._counters.n_rows += len(batch.rows)
+        return batch.encode(self._n_failed)
 
-    def _candidates(self) -> Iterable[Job]:
-        return [*self._decoding.values(), *self._queued.values()]
+    def _fill(self, batch: InFlight, now: float) -> None:
+        """Give a batch its rows."""
+        logits_bytes = 0
+        for job, n_tokens in self._grants(now):
+            if len(batch.rows) >= self._cap_rows or batch.n_tokens >= self._cap_tokens:
+                break
+            sent = self._row(job, min(n_tokens, self._cap_tokens - batch.n_tokens), now)
+            if sent is None:
+                continue
+            n_bytes = sum(ask.logits for ask in sent.step.asks) * self._row_bytes if sent.step is not None else 0
+            if n_bytes:
+                if batch.rows and logits_bytes + n_bytes > LOGITS_BYTES_MAX:
+                    self._take_back(job)
+                    continue
+                logits_bytes += n_bytes
+            batch.n_tokens += sent.lease.n_new or 1
+            batch.rows.append(sent)
+            if sent.job is not None:
+                self._counters.latencies.began(sent.job.times, now)
+
+    @property
+    def _capped(self) -> bool:
+        return self._cap_rows < self.max_rows or self._cap_tokens < self.max_tokens
+
+    def _grants(self, now: float) -> Grants:
+        """Whom to ask for a step, best first, with the tokens each may have."""
+        ready = [job for job in self.jobs() if job.ready and not job.paused]
+        tenants = {job.account.tenant for job in ready if job.account is not None}
+        n_absent = self._presence.n_absent(tenants, now)
+        if len(tenants) + n_absent < 2:
+            if len(ready) > self.max_rows:
+                ready = self._order(ready, now)[: self.max_rows]
+                ready.sort(key=lambda job: job.number not in self._decoding)
+            return [(job, self.max_tokens) for job in ready]
+        ordered = self._order(ready, now)
+        shared = [(j.account.tenant if j.account is not None else None, j) for j in ordered]
+        return allot(shared, n_absent, self.max_rows, self.max_tokens, self.costs)
+
+    def _row(self, job: Job, n_tokens: int, now: float) -> Sent | None:
+        """The job's row in the next batch; None when it cannot have one now, or has failed."""
+        if job.preempted or self.memory.tight:
+            if not self.memory.admits(job, min(n_tokens, job.n_wanted)):
+                return None
+        elif not job.sent and job.n_wanted > 1 and not self.memory.fits(job):
+            return None
+        step = job.next_step(n_tokens)
+        try:
+            sent = Sent(job, step, self._lease(job, step))
+            job.sent.append(sent)
+            return sent
+        except NoSpace as e:
+            job.retract(step)
+            self.memory.wants_room(job, len(step.tokens), str(e))
+        except Busy:
+            job.retract(step)
+            return self._bring_back(job, n_tokens)
+        except SyscallError as e:  # somebody else cut the file that it only looks at
+            job.retract(step)
+            self._end(job, now, e)
+        return None
 
     def _lease(self, job: Job, step: Step) -> Lease:
         if job.claim is None or not step.tokens:
             return self.fs.lease_tail(job.claim or job.file)
-        return self.fs.lease(job.claim, step.tokens, step.positions, n_again=step.n_again)
+        if step.n_again or step.chained or step.positions is not None:
+            return self.fs.lease(job.claim, step.tokens, step.positions, n_again=step.n_again, chained=step.chained)
+        return self.fs.lease(job.claim, step.tokens)
 
-    def _encode(self) -> Batch:
-        tokens, positions, pages, history = array("I"), array("I"), array("I"), array("I")
-        rows, copies = [], []
-        for sent in self._in_flight:
-            lease = sent.lease
-            tokens.extend(lease.tokens)
-            positions.extend(lease.positions)
-            pages.extend(lease.pages)
-            history.extend(sent.step.history)
-            copies.extend(lease.copies)
-            rows.append(Row(sent.job.number, lease.n_before, lease.n_new, len(lease.pages), sent.step.asks))
-        return Batch(BatchHead(self._seq, copies, rows), tokens, positions, pages, history)
+    def _bring_back(self, job: Job, n_tokens: int) -> Sent | None:
+        """A row that computes again what the job's file has lost; None while it is on its way, or has to wait."""
+        file = job.claim or job.file
+        where = self.fs.residency(file)
+        if where is Residency.SWAPPED:
+            self.memory.wants_in(job)
+        if where is not Residency.PARTIAL:
+            return None
+        if self._rebuilds(job.file.inode.family):
+            return None  # it will be there to be shared
+        if self.fs.device_of(file) is None:
+            self.fs.place(file, self.memory.device)  # it was dropped
+        try:
+            self.fs.adopt(file)
+            if self.fs.residency(file) is not Residency.PARTIAL:
+                return None  # a sibling had it all: the next batch will find it there
+            lease = self.fs.lease_rebuild(file, n_tokens)
+        except NoSpace as e:
+            self.memory.wants_room(job, min(n_tokens, self.fs.length(file)), str(e))
+            return None
+        except Busy:
+            return None  # another job's row does it
+        sent = Sent(None, None, lease)
+        sent.account = job.account
+        self._rebuilding.append(sent)
+        return sent
+
+    def _rebuilds(self, family: int) -> bool:
+        """Whether a row in flight, or in the batch that is being planned, computes again a file of this family."""
+        return any(sent.lease.inode.family == family for sent in self._rebuilding)
 
     # --- what became of it ---
 
-    def done(self, batch: BatchDone, now: float) -> None:
-        """The worker computed the batch. Raises WorkerFault when the answer is not to the batch in flight."""
-        sent = self._take(batch.head.seq)
-        if [r.job for r in batch.head.rows] != [s.job.number for s in sent] or any(
-            len(r.answers) != len(s.step.asks) for r, s in zip(batch.head.rows, sent, strict=True)
+    def done(self, answer: BatchDone, now: float) -> None:
+        """The worker computed a batch. Raises WorkerFault when the answer is not to the oldest in flight."""
+        batch = self._oldest(answer.head.seq)
+        head = answer.head
+        if len(head.rows) != len(batch.rows) or any(
+            row.job != (s.job.number if s.job is not None else 0)
+            or len(row.answers) != (len(s.step.asks) if s.step is not None else 0)
+            for row, s in zip(head.rows, batch.rows, strict=True)
         ):
-            self._in_flight, self._seq_sent = sent, batch.head.seq
             raise WorkerFault("the worker answered other rows than it was sent")
-        logits = memoryview(batch.logits)
-        for s, row in zip(sent, batch.head.rows, strict=True):
-            n_logits = sum(a.has_logits for a in row.answers) * self._row_bytes
-            mine, logits = logits[:n_logits], logits[n_logits:]
+        self._settle_moves(batch, now, head.move_s)
+        self._next_runs(now)
+        self.costs.step(len(batch.rows), batch.n_tokens, head.step_s)
+        if self._capped:
+            self._cap_rows = min(self.max_rows, 2 * self._cap_rows)
+            self._cap_tokens = min(self.max_tokens, 2 * self._cap_tokens)
+        share_s = head.step_s / max(1, batch.n_tokens)
+        logits = memoryview(answer.logits)
+        more = False
+        for s, row in zip(batch.rows, head.rows, strict=True):
+            raw: list[bytes] = []
+            if len(logits):
+                n_bytes = sum(a.has_logits for a in row.answers) * self._row_bytes
+                raw = [bytes(logits[i : i + self._row_bytes]) for i in range(0, n_bytes, self._row_bytes)]
+                logits = logits[n_bytes:]
             if s.settled:
                 continue
-            self.fs.commit(s.lease, now)
-            s.job.alone = False
-            raw = [bytes(mine[i : i + self._row_bytes]) for i in range(0, n_logits, self._row_bytes)]
-            over = s.job.took(s.step, row.answers, raw)
-            if s.job.truncate_to is not None:
-                assert s.job.claim is not None
-                self.fs.truncate_claimed(s.job.claim, s.job.truncate_to, now)
-                s.job.truncate_to = None
-            self._outbox.append(s.job.tell)
-            if over:
-                self._end(s.job, now, None)
-            elif s.job.number in self._queued and s.job.keeps_partial and s.job.n_wanted <= 1:
-                self._decoding[s.job.number] = self._queued.pop(s.job.number)
+            more = True
+            self._commit(s, now, share_s)
+            if s.job is not None:
+                self._took(s, row.answers, raw, now)
+        self._counters.computed(len(batch.rows), batch.n_tokens, head.step_s, now)
+        self.pace.done(now, idle=not self._flight, more=more)
+
+    def _took(self, s: Sent, answers: list, raw: list[bytes], now: float) -> None:  # type: ignore[type-arg]
+        """A job's oldest step was computed."""
+        job = s.job
+        assert job is not None
+        assert s.step is not None
+        job.sent.pop(0)
+        if answers and not job.host_decides and job.finish_reason is None:
+            self._counters.latencies.drew(job.times, now)
+        job.took(s.step, answers, raw)
+        if job.sent:
+            if job.surplus:
+                self._drop_surplus(job)
+            elif not job.sent[0].is_known:
+                token = answers[-1].sample
+                assert token is not None
+                self.fs.resolve(job.sent[0].lease, token)
+        if job.truncate_to is not None:
+            assert job.claim is not None
+            self.fs.truncate_claimed(job.claim, job.truncate_to, now)
+            job.truncate_to = None
+        self._outbox.append(job.tell)
+        if job.over:
+            self._end(job, now, None)
+        elif job.number in self._queued and job.keeps_partial and job.n_wanted <= 1:
+            self._decoding[job.number] = self._queued.pop(job.number)
+
+    def _commit(self, s: Sent, now: float, share_s: float) -> None:
+        """A row was computed: its tokens are part of the file, and its program pays."""
+        self.fs.commit(s.lease, now)
+        job, step, counters = s.job, s.step, self._counters
+        if job is None or step is None:
+            self._rebuilding.remove(s)
+            counters.n_recomputed_tokens += s.lease.n_new
+            if s.account is not None:
+                s.account.n_recomputed_tokens += s.lease.n_new
+            return
+        n = len(step.tokens)
+        if s.settled:
+            job.computed(step)
+        if job.account is None:
+            return  # the kernel's own
+        if job.host_decides or step.mark is True:
+            counters.n_prompt_tokens += n
+            job.account.charge(n, 0, share_s * max(1, n))
+        else:
+            counters.n_generated_tokens += n
+            job.account.charge(0, n, share_s * max(1, n))
+
+    def _drop_surplus(self, job: Job) -> None:
+        """A step in flight feeds a token that is no part of the result: its batch may run, nobody looks."""
+        sent = job.sent.pop()
+        sent.settled = True
+        self.fs.abandon(sent.lease)
+        self._counters.n_surplus_tokens += 1
+
+    def _take_back(self, job: Job) -> None:
+        """A job's newest step is not to count, though its batch may run."""
+        sent = job.sent.pop()
+        sent.settled = True
+        assert sent.step is not None
+        self.fs.abandon(sent.lease)
+        job.retract(sent.step)
 
     def failed(self, failure: BatchFailed, now: float) -> None:
-        """The worker refused the batch: each row is tried again by itself, and then fails alone."""
-        sent = self._take(failure.seq)
-        for s in sent:
+        """The worker refused a batch, which is taken back with whatever was sent behind it (that will be refused too).
+        The next ones are half as large; one of a single row, or of a prompt that memory did not suffice for at its
+        shortest, fails its job."""
+        batch = self._oldest(failure.seq)
+        if failure.void:
+            if not batch.dead:
+                raise WorkerFault("the worker refused a batch as void, and nothing before it has failed")
+            self._next_runs(now)
+            return
+        self._n_failed += 1
+        self._counters.n_retried_batches += 1
+        rows = [s for s in batch.rows if not s.settled]
+        for other in reversed(self._flight):
+            self._undo(other)
+        self._next_runs(now)
+        if len(batch.rows) > 1:
+            self._cap_rows = len(batch.rows) // 2
+        elif failure.errno == Errno.ENOSPC and batch.n_tokens > N_TOKENS_MIN:
+            self._cap_tokens = batch.n_tokens // 2
+        elif rows:
+            errno = failure.errno if failure.errno in (Errno.ENOSPC, Errno.EINVAL) else Errno.EIO
+            error = SyscallError.make(errno, f"the worker refused the step: {failure.detail}")
+            inode = rows[0].lease.inode
+            for job in [rows[0].job] if rows[0].job else [j for j in self.jobs() if j.file.inode is inode]:
+                self._end(job, now, error)
+
+    def _next_runs(self, now: float) -> None:
+        """The oldest batch in flight is over."""
+        self._flight.popleft()
+        if self._flight:
+            self._flight[0].started = now
+
+    def _undo(self, batch: InFlight) -> None:
+        """Take back all of a batch that did not run, or will not count."""
+        batch.dead = True
+        for s in reversed(batch.rows):
             if s.settled:
                 self.fs.disown(s.lease)
-                continue
-            self.fs.abandon(s.lease)
-            if len(sent) == 1:
-                errno = failure.errno if failure.errno in (Errno.ENOSPC, Errno.EINVAL) else Errno.EIO
-                self._end(s.job, now, SyscallError.make(errno, f"the worker refused the step: {failure.detail}"))
+            elif s.job is not None:
+                self._take_back(s.job)
             else:
-                s.job.alone = True
+                s.settled = True
+                self._rebuilding.remove(s)
+                self.fs.abandon(s.lease)
+        for move in batch.moves:
+            self.fs.abandon_move(move)
+        batch.moves = []
 
-    def lost(self, detail: str, now: float) -> None:
-        """The worker is gone with all its pages: every job fails with EIO. The caller removes the device next."""
-        for s in self._in_flight:
-            if not s.settled:
-                self.fs.abandon(s.lease, device_lost=True)
-        self._in_flight, self._seq_sent = [], None
-        for job in list(self._candidates()):
-            self._end(job, now, DeviceLost(detail))
+    def evacuate(self, now: float) -> list[Job]:
+        """The worker is gone: take everything back. The jobs, in order; they can be submitted elsewhere."""
+        for batch in reversed(self._flight):
+            self._undo(batch)
+        self._flight.clear()
+        jobs = list(self.jobs())
+        self._decoding.clear()
+        self._queued.clear()
+        return jobs
 
-    def _take(self, seq: int) -> list[Sent]:
-        if seq != self._seq_sent:
-            raise WorkerFault(f"the worker answered batch {seq}, but {self._seq_sent} is in flight")
-        sent, self._in_flight, self._seq_sent = self._in_flight, [], None
-        return sent
+    def release(self, inos: set[int]) -> list[Job] | None:
+        """Give up the jobs on these files, for another worker; None while one of them is in flight."""
+        jobs = [job for job in self.jobs() if job.file.inode.ino in inos]
+        for job in jobs:
+            job.paused = True
+        if any(job.sent for job in jobs):
+            return None
+        for job in jobs:
+            job.paused = job.preempted = False
+            self._decoding.pop(job.number, None)
+            self._queued.pop(job.number, None)
+        return jobs
+
+    def _oldest(self, seq: int) -> InFlight:
+        if not self._flight or seq != self._flight[0].seq:
+            flying = [batch.seq for batch in self._flight]
+            raise WorkerFault(f"the worker answered batch {seq}, and in flight are {flying}")
+        return self._flight[0]
+
+    def _settle_moves(self, batch: InFlight, now: float, seconds: float) -> None:
+        n_pages = 0
+        for move in batch.moves:
+            self.memory.count(move)
+            self.fs.commit_move(move, now)
+            n_pages += len(move.pairs)
+            if move.kind is MoveKind.OUT:
+                self._counters.n_pages_out += len(move.pairs)
+                self._counters.n_swaps_out += 1
+            else:
+                self._counters.n_pages_in += len(move.pairs)
+                self._counters.n_swaps_in += 1
+        self.costs.moved(n_pages, seconds)
 
     # --- ends ---
+
+    def fail_all(self, error: SyscallError, now: float) -> None:
+        """Every job fails; none is in flight."""
+        for job in list(self.jobs()):
+            self._end(job, now, error)
 
     def _end(self, job: Job, now: float, error: SyscallError | None) -> None:
         """Finish or fail a job that is not in flight, its file given back first."""
         self._forget(job, now, keep=error is None or job.keeps_partial)
+        self._counters.ended(job.times, job.finish_reason, now, error)
         self._outbox.append(job.finish if error is None else partial(job.fail, error))
 
     def _forget(self, job: Job, now: float, *, keep: bool) -> None:

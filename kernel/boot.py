@@ -6,11 +6,10 @@ latter opens no door to the outside and ends with its program.
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,20 @@ from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process
 from kernel.config import Config
 from kernel.core import AttachError, Kernel
 from kernel.foreground import check_program, run_foreground
-from kernel.frontdoor.server import FrontDoorError, serve_http, serve_socket
+from kernel.frontdoor.server import FrontDoorError, check_socket, serve_http, serve_socket
+from kernel.guard import guard
+from kernel.heart import heart
+from kernel.link import ZmqTransport
 from kernel.loader import LoadError
 from kernel.local import WorkerFailed
+from kernel.rundir import RunDirectory, Standing
 from kernel.signals import Signals
 from sdk.abi.errors import NoDevice
 from sdk.abi.values import ModelInfo
 
 SYSTEM_CALLS = (sys_file, sys_ipc, sys_model, sys_process)  # importing them registers their handlers
+SWITCH_S = 0.0005  # for how long a thread that some program has started may keep the interpreter from the kernel
+KEEP_S = 0.25  # how old the record for the next kernel may be
 GRACE_S = 5.0  # for programs to unwind when the kernel stops
 INTERRUPTED = 130  # exit status after a signal, as a shell reports SIGINT
 PANIC = 70  # exit status after a broken invariant (sysexits.h: internal software error)
@@ -47,58 +52,103 @@ def check_house() -> None:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[tuple[Kernel, Path]]:
-    """A kernel without workers yet, and a private directory for the socket of its own. Leaves nothing behind.
+async def running(config: Config) -> AsyncIterator[tuple[Kernel, RunDirectory]]:
+    """A kernel without workers yet, and the directory for the sockets of its own. Leaves nothing behind.
 
     Raises BootError, also for what workers and doors raise in its `with`."""
     check_house()
     missing = dispatch.missing()
     if missing:
         raise BootError(f"system calls without a handler: {', '.join(missing)}")
-    stepper.install(asyncio.get_running_loop())  # tasks of programs become their threads
-    kernel = Kernel(config, dispatch.make_door)
-    directory = Path(tempfile.mkdtemp(prefix="symphony-"))  # mode 0700
+    loop = asyncio.get_running_loop()
+    stepper.install(loop, config.max_threads)  # tasks of programs become their threads
+    sys.setswitchinterval(SWITCH_S)
+    kernel = Kernel(config, dispatch.make_door, ZmqTransport())
+    directory = RunDirectory(config.run_directory) if config.run_directory is not None else RunDirectory.create()
+    if config.step_soft_ms:
+        who = partial(stepper.current.get, None)
+        guard.start(loop, config.step_soft_ms / 1e3, config.step_hard_ms / 1e3, who=who, on_turn=heart.beat)
     try:
         yield kernel, directory
     except (AttachError, WorkerFailed, FrontDoorError) as e:
         raise BootError(str(e)) from None
     finally:
-        await kernel.stop(GRACE_S)
-        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            await kernel.stop(GRACE_S)
+        finally:
+            guard.stop()
+            heart.stop()
+            if config.run_directory is None:
+                directory.remove()
 
 
-async def attach_workers(kernel: Kernel, directory: Path, say: Say) -> None:
-    """Start our own worker and attach those that were named. Raises WorkerFailed, AttachError."""
-    config = kernel.config
+async def attach_workers(kernel: Kernel, directory: RunDirectory, say: Say) -> None:
+    """Start our own worker and attach those that were named, or take over those of the kernel before this one.
+
+    Raises WorkerFailed, AttachError; the latter not for the workers of another kernel, who may be gone."""
+    config, before = kernel.config, directory.kept(Standing)
     if config.local_worker:
-        say(f"starting a worker for {config.local_model}")
-        await kernel.fleet.start_local(directory)
-    for address in config.worker:
+        if before is None:
+            say(f"starting a worker for {config.local_model}")
+        try:
+            await kernel.fleet.start_local(directory.path)
+        except AttachError:
+            if before is None:
+                raise
+            await kernel.fleet.start_local(directory.path)  # it was no good any more, and is gone now
+    for address in config.worker if before is None else before.workers:
         say(f"attaching {address}")
-        await kernel.attach(address)
+        try:
+            await kernel.attach(address)
+        except AttachError as e:
+            if before is None:
+                raise
+            say(f"kernel: {e}")
 
 
 async def serve(config: Config, say: Say) -> int:
     """Run until a signal. Returns the exit status.
 
-    The port is opened first: one that is taken is known before a model is loaded, and whoever asks meanwhile is
-    told 503. The socket for `lip` comes last: there the kernel is ready."""
+    The doors are tried first: a port or socket that is taken is known before a model is loaded, and whoever asks on the
+    port meanwhile is told 503. The socket for `lip` is opened last: there the kernel is ready."""
     with Signals(config.parent) as signals:
         async with running(config) as (kernel, directory), AsyncExitStack() as doors:
-            addresses = [f"unix:{config.socket}"]
+            check_socket(config.socket)
+            addresses, port = [f"unix:{config.socket}"], None
             if config.http:
-                http = await serve_http(kernel, config.host, config.port)
+                before = directory.kept(Standing)
+                http = await serve_http(kernel, config.host, config.port if before is None else before.port)
                 doors.push_async_callback(http.stop)
                 addresses.append(http.address)
+                port = http.port
             await attach_workers(kernel, directory, say)
             for line in banner(kernel, addresses):
                 say(line)
             doors.push_async_callback((await serve_socket(kernel, config.socket)).stop)
-            if config.parent is None:
-                say(f"  ready    pid {os.getpid()}; Ctrl-C ends it")
+            recorder = asyncio.create_task(keep_standing(kernel, directory, port))
+            doors.callback(recorder.cancel)
+            if config.beat_fd is not None:
+                heart.start(config.beat_fd, kernel.loop)
+            if config.parent is None or config.beat_fd is not None:
+                say(f"  ready    pid {os.getpid() if config.beat_fd is None else config.parent}; Ctrl-C ends it")
             status = await until_told(kernel, signals, say)
+            if status == PANIC and config.beat_fd is not None:
+                os._exit(PANIC)  # the next kernel takes over what this one cannot be trusted to put in order
+            heart.end()
             kernel.stopping = True
             return status
+
+
+async def keep_standing(kernel: Kernel, directory: RunDirectory, port: int | None) -> None:
+    """Keep what a kernel that follows this one would need, as it changes."""
+    own, last = f"ipc://{directory.path}/", None
+    while True:
+        workers = [worker.name for worker in kernel.workers if not worker.name.startswith(own)]
+        standing = Standing(port, workers)
+        if standing != last:
+            directory.keep(standing)
+            last = standing
+        await asyncio.sleep(KEEP_S)
 
 
 async def run_program(config: Config, target: str, words: list[str], say: Say) -> int:

@@ -7,11 +7,11 @@ events are dropped and `input` fails. Nothing here knows sockets.
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from sdk.abi.errors import BrokenPipe
+from sdk.abi.errors import BrokenPipe, SyscallError
 
 
 class Event(Struct, frozen=True, omit_defaults=True):
@@ -20,6 +20,20 @@ class Event(Struct, frozen=True, omit_defaults=True):
     data: Any = None
     stream: str | None = None
     prompt: str | None = None
+
+
+class Waiter(Protocol):
+    """A thread of the program that waits for the client."""
+
+    @property
+    def gone(self) -> bool:
+        """It does not wait any more."""
+
+    def complete(self, result: Any) -> None:
+        """It may go on."""
+
+    def fail(self, error: SyscallError) -> None:
+        """What it waits for will not come."""
 
 
 class Client:
@@ -31,33 +45,41 @@ class Client:
         self.gone = False
         self._events: deque[Event] = deque()
         self._readable = asyncio.Event()
-        self._writers: deque[asyncio.Future[None]] = deque()
-        self._readers: deque[asyncio.Future[str]] = deque()
+        self._writers: deque[Waiter] = deque()
+        self._readers: deque[Waiter] = deque()
         self._ended = False
 
     # --- the program's side ---
 
-    def emit(self, event: Event) -> "asyncio.Future[None] | None":
-        """Queue an event; a future to wait for when the buffer is full. Raises BrokenPipe when the client left."""
+    def emit(self, event: Event) -> bool:
+        """Queue an event; False when the buffer is full now. Raises BrokenPipe when the client left."""
         if self.gone:
             raise BrokenPipe("the client has left")
         self._events.append(event)
         self._readable.set()
-        if len(self._events) < self.n_buffered_max:
-            return None
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writers.append(waiter)
-        return waiter
+        return len(self._events) < self.n_buffered_max
 
-    def ask(self, prompt: str) -> "asyncio.Future[str]":
-        """Ask for a line. Raises BrokenPipe when no one can answer."""
+    def wait_for_room(self, writer: Waiter) -> None:
+        """`writer` goes on when the buffer has room again."""
+        self._writers.append(writer)
+
+    def check_input(self) -> None:
+        """Raises BrokenPipe when no one can answer."""
         if self.gone or not self.interactive:
             raise BrokenPipe("there is no client to answer" if not self.gone else "the client has left")
-        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._readers.append(waiter)
+
+    def ask(self, prompt: str, reader: Waiter) -> None:
+        """Ask for a line, for `reader`. Raises BrokenPipe when no one can answer."""
+        self.check_input()
+        self._readers.append(reader)
         self._events.append(Event(prompt=prompt))
         self._readable.set()
-        return waiter
+
+    def forget(self, waiter: Waiter) -> None:
+        """It has gone away."""
+        for queue in (self._writers, self._readers):
+            if waiter in queue:
+                queue.remove(waiter)
 
     def end(self) -> None:
         """The process is done: `events` ends after what is queued."""
@@ -75,17 +97,15 @@ class Client:
             await self._readable.wait()
         event = self._events.popleft()
         while self._writers and len(self._events) < self.n_buffered_max:
-            writer = self._writers.popleft()
-            if not writer.done():
-                writer.set_result(None)
+            self._writers.popleft().complete(None)
         return event
 
     def answer(self, line: str) -> bool:
         """Give a line to the oldest `input`; False when none waits."""
         while self._readers:
             reader = self._readers.popleft()
-            if not reader.done():
-                reader.set_result(line)
+            if not reader.gone:
+                reader.complete(line)
                 return True
         return False
 
@@ -93,9 +113,7 @@ class Client:
         """There will be no further lines: waiting `input` calls fail, and so do later ones."""
         self.interactive = False
         while self._readers:
-            reader = self._readers.popleft()
-            if not reader.done():
-                reader.set_exception(BrokenPipe("the client has no more input"))
+            self._readers.popleft().fail(BrokenPipe("the client has no more input"))
 
     def leave(self) -> None:
         """The client is gone for good."""
@@ -103,6 +121,4 @@ class Client:
         self.no_more_input()
         self._events.clear()
         while self._writers:
-            writer = self._writers.popleft()
-            if not writer.done():
-                writer.set_result(None)
+            self._writers.popleft().complete(None)

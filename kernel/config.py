@@ -9,7 +9,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
@@ -44,6 +44,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kv_cache_memory: Annotated[float, Meta(gt=0)] | None = None  # GiB
     num_pages: Count | None = None  # instead of kv_cache_memory
     threads: Count | None = None
+    swap_space: Annotated[float, Meta(ge=0)] = 4.0  # GiB of the worker's main memory that pages may move to
 
     # workers
     worker: list[str] = []  # addresses of workers to attach
@@ -52,6 +53,16 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # batches
     max_num_seqs: Count = 256  # rows of a batch
     max_num_batched_tokens: Count = 2048  # new tokens of a batch
+    batch_policy: Annotated[str, Meta(pattern="^(eager|k|t|k-or-t|adaptive)$")] = "eager"  # see kernel/pacing.py
+    batch_k: Count = 16  # rows, of the policies `k` and `k-or-t`
+    batch_t_ms: Annotated[float, Meta(gt=0)] = 10.0  # of the policies `t` and `k-or-t`
+    preemption_mode: Annotated[str, Meta(pattern="^(auto|swap|recompute)$")] = "auto"  # see kernel/memory.py
+
+    # programs
+    scheduling_policy: Literal["fcfs", "fair", "srpt"] = "fair"  # see kernel/scheduler.py
+    tenant_share: dict[str, Annotated[float, Meta(gt=0)]] = {}  # weights by name; 1 for all others
+    ageing_s: Seconds = 2.0  # who waited that long goes up a priority class
+    pass_budget_ms: Annotated[float, Meta(gt=0)] = 5.0  # for programs, between two looks at sockets and timers
 
     # front doors
     host: str = "127.0.0.1"
@@ -64,6 +75,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # limits
     max_processes: Count = 20_000
     max_handles: Count = 4096  # open handles of a process
+    max_threads: Count = 1024  # tasks that a program has made and that have not ended
+    step_soft_ms: Annotated[float, Meta(ge=0)] = 20.0  # a program that holds the kernel for longer is ended; 0: never
+    step_hard_ms: Annotated[float, Meta(gt=0)] = 250.0  # from then on in the middle of a library, too
     max_files: Count = 100_000
     max_channels: Count = 10_000
     max_channel_messages: Count = 10_000
@@ -72,9 +86,21 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # times
     attach_timeout_s: Seconds = 10.0  # for a worker to answer the greeting
     proof_timeout_s: Seconds = 60.0  # for a new worker to compute its first token
-    heartbeat_s: Seconds = 0.5
-    worker_silence_s: Seconds = 10.0  # a worker that says nothing for that long is lost
+    heartbeat_s: Seconds = 0.2
+    worker_suspect_s: Seconds = 0.7  # a worker that says nothing for that long is lost, if another can go on for it
+    worker_silence_s: Seconds = 10.0  # and for that long in any case
+    batch_deadline_s: Seconds = 5.0  # for a batch whose time is known, or ten times that time: longer is stuck
+    first_batch_deadline_s: Seconds = 120.0  # for a batch of which nothing is known
+    no_worker_s: Seconds = 30.0  # calls wait so long for a worker to come, when the last one is gone
 
+    # the supervisor
+    supervisor: bool = True  # restart a kernel that hangs or dies; off for debuggers
+    supervisor_timeout_s: Seconds = 1.0  # a kernel whose programs get no turn for that long hangs
+    run_directory: Path | None = None  # this and the next two: given by the supervisor to its kernel
+    beat_fd: int | None = None  # of a pipe; see kernel/heart.py
+    stack_fd: int | None = None  # where the kernel's stack is printed; see kernel/child.py
+
+    kernel_name: str | None = None  # how workers know it; one that restarts under its name takes its workers over
     parent: int | None = None  # pid of the process that starts this one: end with it
     seed: int | None = None  # of the processes' dice; default: from the system's
 
@@ -87,7 +113,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in Config.__struct_fields__:
             text = environ.get(ENVIRONMENT + name.upper())
             if text is not None:
-                merged[name] = text.split(",") if name in ("worker", "served_model_name") else text
+                merged[name] = read_text(name, text)
         merged |= options
         try:
             config = msgspec.convert(merged, Config, strict=False, dec_hook=as_path)
@@ -102,6 +128,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"--host {self.host} opens the port to the network: give an --api-key as well")
         if self.api_key == "":
             raise ConfigError("--api-key is empty: give a secret or leave it out")
+        if self.step_hard_ms < self.step_soft_ms:
+            raise ConfigError("step_hard_ms must not be less than step_soft_ms")
         if self.worker_silence_s < 2 * self.heartbeat_s:
             raise ConfigError("worker_silence_s must be at least twice heartbeat_s")
 
@@ -124,10 +152,23 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "--kv-cache-memory": self.kv_cache_memory,
             "--num-pages": self.num_pages,
             "--threads": self.threads,
+            "--swap-space": self.swap_space,
             "--max-num-seqs": self.max_num_seqs,
             "--max-num-batched-tokens": self.max_num_batched_tokens,
         }
         return [part for name, value in given.items() if value is not None for part in (name, str(value))]
+
+
+def read_text(name: str, text: str) -> Any:
+    """An option's text in the environment; what has no simple type there, as YAML or a list with commas."""
+    if name in ("worker", "served_model_name"):
+        return text.split(",")
+    if name != "tenant_share":
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def as_path(wanted: type, value: Any) -> Any:

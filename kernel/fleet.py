@@ -1,89 +1,117 @@
-"""The fleet: attaching workers, feeding them batches, noticing that they are gone. The rim's side of level 2.
+"""The fleet: attaching workers, feeding them batches, and going on without those that are gone. The rim of level 2.
 
 Every message of a worker and every submitted job ends in `_pump`, which asks the worker's batcher for the next
 batch. It runs once per loop pass, after all programs that were ready have had their turn, so what they ask for
-together is computed together. What to send is `kernel/batcher.py`'s to decide, whom to take `kernel/workers.py`'s.
+together is computed together. What to send is `kernel/batcher.py`'s to decide, whom to take and where a file goes
+`kernel/workers.py`'s.
+
+A worker that is lost takes KV along and nothing else: its jobs are taken back as if their last steps had never been
+asked for, and go to another worker, where their files are computed again from their tokens. Draws are keyed by seed
+and position, so what comes next is what would have come. While there is no worker at all jobs wait, for
+`no_worker_s`; then they fail with ENODEV.
 """
 
 import asyncio
 import logging
+import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from msgspec import Struct
-
-from gpuworker.wire import WIRE_HASH, Assets, BatchDone, BatchFailed, Bye, Detach, GetAssets, Hello, Ping, Pong, Welcome
-from kernel.batcher import Batcher, WorkerFault
+from gpuworker.wire import (
+    WIRE_HASH,
+    Assets,
+    BatchDone,
+    BatchFailed,
+    Bye,
+    Detach,
+    Fetched,
+    FromWorker,
+    GetAssets,
+    Hello,
+    PagesFailed,
+    Ping,
+    Pong,
+    Stored,
+    Welcome,
+)
+from kernel import watch
+from kernel.attachment import Attached, AttachError
+from kernel.batcher import Batcher, Order, WorkerFault
 from kernel.config import Config
+from kernel.costs import StepCosts
+from kernel.counters import Counters
 from kernel.jobs import Job, PredJob
 from kernel.language import Language, load_tokenizer
-from kernel.link import Link, open_context
+from kernel.link import Link, Transport
 from kernel.local import LocalWorker
-from kernel.process import Process
+from kernel.memory import Holder, Memory
+from kernel.orphans import Orphans
+from kernel.pacing import firing
+from kernel.recovery import Recovery
+from kernel.tracing import Trace
 from kernel.workers import State, Worker, Workers
 from kvfs.fs import Kvfs
-from sdk.abi.errors import DeviceLost, SyscallError
+from sdk.abi.errors import NoDevice, SyscallError
 
 log = logging.getLogger(__name__)
 
 GOODBYE_MS = 500  # for the last message to a worker that is let go
-
-
-class AttachError(Exception):
-    """A worker could not be attached or detached; the text is one line."""
-
-
-class Counters(Struct):
-    """Totals since the start, for metrics."""
-
-    n_spawned: int = 0
-    n_ended: int = 0
-    n_syscalls: int = 0
-    n_batches: int = 0
-    n_rows: int = 0
-    n_prompt_tokens: int = 0
-    n_generated_tokens: int = 0
-
-
-class Attached:
-    """The rim's side of one worker: its link, its batcher, and its process if it is ours."""
-
-    def __init__(self, worker: Worker, link: Link, batcher: Batcher, local: LocalWorker | None) -> None:
-        self.worker = worker
-        self.link = link
-        self.batcher = batcher
-        self.local = local
-        self.assets: asyncio.Future[Assets] = asyncio.get_running_loop().create_future()
-        self.pump_due = False
+PROOF_TOKENS = 64  # a new worker computes so many, which also tells what a token costs
 
 
 class Fleet:
     """All attached workers."""
 
-    def __init__(self, config: Config, fs: Kvfs, counters: Counters, panic: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        fs: Kvfs,
+        counters: Counters,
+        transport: Transport,
+        *,
+        order: Order,
+        holder: Callable[[int], Holder | None],
+        kill: Callable[[int, str], None],
+        panic: Callable[[BaseException], None],
+        flush: Callable[[], None],
+    ) -> None:
+        """`flush`: hand out the answers that a batch has brought (`kernel/ready.py`)."""
         self.config = config
         self.fs = fs
         self.counters = counters
         self.workers = Workers()
         self.language: Language | None = None  # from the first worker's assets on
-        self._panic = panic
+        self.trace: Trace | None = None  # while somebody records
+        self._order, self._holder, self._kill, self._panic, self._flush = order, holder, kill, panic, flush
         self._loop = asyncio.get_running_loop()
-        self._name = f"kernel-{uuid.uuid4().hex[:12]}"
+        self._name = config.kernel_name or f"kernel-{uuid.uuid4().hex[:12]}"
         self._attached: dict[str, Attached] = {}
-        self._jobs: dict[Job, tuple[Attached, Process | None]] = {}
+        self._jobs: dict[Job, Attached | None] = {}  # None: no worker is there for it
+        self._orphans = Orphans(fs)  # those
         self._n_local = 0
+        self._n_requests = 0
         self._nonce = 0
-        self._context = open_context()
-        self._heart = asyncio.create_task(self._beat())
+        self._transport = transport
         self._idlers: list[asyncio.Future[None]] = []
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.recovery = Recovery(self._spawn, self._attach, self.start_local)
+        self._stopping = False
+        self._spawn(self._beat())
+
+    def _spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
+        task: asyncio.Task[Any] = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- attaching ---
 
     async def start_local(self, directory: Path) -> Worker:
         """Start a worker of our own and attach it. Raises WorkerFailed or AttachError."""
+        self.recovery.directory = directory
         local = await LocalWorker.start(directory, self.config.worker_options(), self._n_local)
         self._n_local += 1
         try:
@@ -96,24 +124,20 @@ class Fleet:
         """Attach the worker that listens at `address`. Raises AttachError."""
         if address in self.workers:
             raise AttachError(f"{address} is attached already")
+        self.recovery.give_up(address)
+        return await self._attach(address, local)
+
+    async def _attach(self, address: str, local: LocalWorker | None = None) -> Worker:
         worker = self.workers.join(address, self._loop.time(), local.process.pid if local is not None else None)
-        link = Link(
+        link = self._transport.link(
             address,
-            self._context,
-            on_message=lambda message: self._message(address, message),
-            on_lost=lambda reason: self.lost(address, reason),
+            on_message=lambda message: self._message(attached, message),
+            on_lost=lambda reason: self._gone(attached, reason),
         )
+        attached = Attached(worker, link, local)
+        self._attached[address] = attached
         try:
-            welcome = await self._greet(link)
-            worker.welcome = welcome
-            batcher = Batcher(
-                self.fs,
-                max_rows=min(self.config.max_num_seqs, welcome.max_rows),
-                max_tokens=min(self.config.max_num_batched_tokens, welcome.max_batch_tokens),
-                vocab_size=welcome.model.vocab_size,
-            )
-            attached = Attached(worker, link, batcher, local)
-            self._attached[address] = attached
+            welcome = worker.welcome = await self._greet(link)
             link.start()
             if self.language is None:
                 link.send(GetAssets())
@@ -121,39 +145,67 @@ class Fleet:
                     assets = await attached.assets
                 if self.language is None:
                     self.language = self._speak(assets)
-            if address not in self.workers:
+            if self._attached.get(address) is not attached:
                 raise AttachError(f"worker {address} was lost while it was being attached")
         except BaseException as e:
             link.close()
-            self._attached.pop(address, None)
-            if address in self.workers:
+            if self._attached.get(address) is attached:
+                del self._attached[address]
                 self.workers.remove(address)
             if isinstance(e, TimeoutError):
                 raise AttachError(f"worker {address} does not send its tokenizer") from None
             raise
         worker.heard = self._loop.time()
-        self.fs.add_device(address, n_pages=welcome.n_pages, page_size=welcome.model.page_size)
-        worker.move("welcome")
+        self._equip(attached, welcome)
+        self.workers.welcome(worker)
         if local is not None:
-            watcher = asyncio.create_task(self._watch(local))
-            self._watchers.add(watcher)
-            watcher.add_done_callback(self._watchers.discard)
-        await self._prove(worker)
+            self._spawn(self._watch(attached, local))
+        await self._prove(attached)
+        for job in self._orphans.waiting():
+            self._orphans.take(job)
+            self._assign(job)
         return worker
 
-    async def _prove(self, worker: Worker) -> None:
-        """Have the worker compute one token: what serves is what was seen to compute. Raises AttachError."""
-        proof: asyncio.Future[Any] = self._loop.create_future()
+    def _equip(self, attached: Attached, welcome: Welcome) -> None:
+        """Give an attachment its pages and its batcher."""
+        name, config = attached.worker.name, self.config
+        self.fs.add_device(
+            name, n_pages=welcome.n_pages, page_size=welcome.model.page_size, n_host_pages=welcome.n_host_pages
+        )
+        costs = StepCosts()
+        attached.batcher = Batcher(
+            self.fs,
+            max_rows=min(config.max_num_seqs, welcome.max_rows),
+            max_tokens=min(config.max_num_batched_tokens, welcome.max_batch_tokens),
+            vocab_size=welcome.model.vocab_size,
+            memory=Memory(self.fs, name, costs, self.counters, self._holder, mode=config.preemption_mode),
+            costs=costs,
+            firing=firing(config.batch_policy, config.batch_k, config.batch_t_ms / 1000),
+            order=self._order,
+            counters=self.counters,
+        )
+
+    async def _prove(self, attached: Attached) -> None:
+        """Have the worker compute: what serves is what was seen to compute. Raises AttachError."""
+        worker = attached.worker
         file = self.fs.create(None, owner="kernel", now=self._loop.time(), device=worker.name)
-        job = PredJob.probe(file, proof.set_result, proof.set_exception)
         try:
-            self.submit(job, None, claim=True, again=False)
-            async with asyncio.timeout(self.config.proof_timeout_s):
-                await proof
+            room = self.fs.devices()[worker.name]
+            for n_tokens in (1, min(PROOF_TOKENS, attached.batcher.max_tokens, room.n_free * room.page_size - 1)):
+                proof: asyncio.Future[Any] = self._loop.create_future()
+                job = PredJob.probe(file, self.fs.length(file), n_tokens, proof.set_result, proof.set_exception)
+                self.submit(job, None, claim=True, again=False)
+                try:
+                    async with asyncio.timeout(self.config.proof_timeout_s):
+                        await proof
+                except TimeoutError:
+                    self.cancel(job)
+                    raise
+                if attached.worker.state is State.LOST:
+                    raise NoDevice("it was lost")
         except (SyscallError, TimeoutError) as e:
-            self.cancel(job)
-            self.lost(worker.name, f"it did not compute its first token: {e}")
-            raise AttachError(f"worker {worker.name} did not compute its first token: {e}") from None
+            self._gone(attached, f"it did not compute its first tokens: {e}")
+            raise AttachError(f"worker {worker.name} did not compute its first tokens: {e}") from None
         finally:
             self.fs.close(file, self._loop.time())
 
@@ -178,106 +230,189 @@ class Fleet:
             )
         return Language(assets)
 
+    # --- letting go ---
+
     async def detach(self, name: str) -> None:
-        """Let a worker go. Programs with files on it get EIO. Raises AttachError."""
-        attached = self._attached.get(name)
-        if attached is None:
-            raise AttachError(f"no worker {name} is attached; `lip worker list` shows those that are")
+        """Let a worker go at once; what is on it is computed again elsewhere. Raises AttachError."""
+        if self.recovery.give_up(name):
+            return
+        attached = self.attached(name)
         attached.link.send(Detach("detached by the operator"))
-        self.lost(name, "it was detached", expected=True)
+        self._gone(attached, "it was detached", expected=True)
         if attached.local is not None:
             await attached.local.end()
 
+    def jobs(self) -> Iterable[Job]:
+        """All that have not ended."""
+        return self._jobs
+
+    def all_attached(self) -> list[Attached]:
+        """Those that have been greeted."""
+        return [a for a in self._attached.values() if a.worker.state is not State.JOINING]
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def attached(self, name: str) -> Attached:
+        """Raises AttachError."""
+        attached = self._attached.get(name)
+        if attached is None or attached.worker.state is State.JOINING:
+            raise AttachError(f"no worker {name} is attached; `lip worker list` shows those that are")
+        return attached
+
     async def stop(self) -> None:
-        """Detach all, end our own, stop the heart."""
-        self._heart.cancel()
-        for watcher in self._watchers:
-            watcher.cancel()
+        """Detach all and end our own."""
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
         attached = list(self._attached.values())
         for a in attached:
             a.link.send(Detach("the kernel is stopping"))
-            self.lost(a.worker.name, "the kernel is stopping", expected=True)
+            self._gone(a, "the kernel is stopping", expected=True)
+        for job in self._orphans.waiting():
+            self._fail(job, NoDevice("the kernel is stopping"))
         await asyncio.gather(*(a.local.end() for a in attached if a.local is not None))
-        self._context.destroy()
-
-    @property
-    def busy(self) -> bool:
-        """Whether any worker has a batch in flight."""
-        return any(a.batcher.busy for a in self._attached.values())
-
-    async def idle(self) -> None:
-        """Wait until the batches in flight now have been answered."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._idlers.append(waiter)
-        await waiter
+        self._transport.close()
 
     # --- life signs ---
 
     async def _beat(self) -> None:
+        config = self.config
         while True:
             before = self._loop.time()
-            await asyncio.sleep(self.config.heartbeat_s)
+            await asyncio.sleep(config.heartbeat_s)
             now = self._loop.time()
-            if now - before > 2 * self.config.heartbeat_s:
+            if now - before > 2 * config.heartbeat_s:
                 self.workers.excuse(now)  # this process was held up, by a debugger perhaps: it did not listen either
-            for worker in self.workers.silent(now, self.config.worker_silence_s):
-                self.lost(worker.name, f"it was silent for {self.config.worker_silence_s:g} s")
+            for attached in list(self._attached.values()):
+                reason = self._sick(attached, now)
+                if reason is not None:
+                    self._gone(attached, reason)
+            for job in self._orphans.late(now):
+                self._fail(job, NoDevice(f"no worker came within {config.no_worker_s:g} s: attach one"))
             self._nonce += 1
             for attached in self._attached.values():
-                attached.link.send(Ping(self._nonce))
+                if attached.worker.state is not State.JOINING:
+                    attached.link.send(Ping(self._nonce))
 
-    async def _watch(self, local: LocalWorker) -> None:
+    def _sick(self, attached: Attached, now: float) -> str | None:
+        """Why a worker is to be given up. One that is silent for a moment is, when another can go on with its work."""
+        worker, config = attached.worker, self.config
+        if worker.state is State.JOINING:
+            return None
+        silent_s = now - worker.heard
+        others = [w for w in self.workers if w is not worker and w.state is State.READY]
+        elsewhere = any(now - w.heard < config.worker_suspect_s for w in others)
+        if silent_s > config.worker_silence_s or (silent_s > config.worker_suspect_s and elsewhere):
+            return f"it was silent for {silent_s:.1f} s"
+        since = attached.batcher.running_since
+        if since is not None:
+            expected_s = attached.batcher.expected_s
+            limit_s = max(config.batch_deadline_s, 10 * expected_s) if expected_s else config.first_batch_deadline_s
+            if now - since > limit_s:
+                return f"it answers pings, and a batch not for {now - since:.1f} s"
+        return None
+
+    async def _watch(self, attached: Attached, local: LocalWorker) -> None:
         status = await local.process.wait()
-        self.lost(local.address, f"its process ended with status {status}")
+        self._gone(attached, f"its process ended with status {status}")
 
-    def lost(self, name: str, reason: str, *, expected: bool = False) -> None:
-        """A worker is gone: its jobs fail, its files are lost, its pages vanish."""
-        attached = self._attached.pop(name, None)
-        if attached is None:
+    def lost(self, name: str, reason: str) -> None:
+        """The worker of that name is gone."""
+        attached = self._attached.get(name)
+        if attached is not None:
+            self._gone(attached, reason)
+
+    def _gone(self, attached: Attached, reason: str, *, expected: bool = False) -> None:
+        """An attachment has ended: its jobs go elsewhere, its pages vanish, the worker may come back."""
+        worker = attached.worker
+        if self._attached.get(worker.name) is not attached:
             return
-        if not expected:
-            n_jobs = attached.batcher.n_jobs
-            log.warning("worker %s was lost: %s; %d calls fail, and its files are gone", name, reason, n_jobs)
-        attached.link.close(linger_ms=GOODBYE_MS if expected else 0)
-        attached.worker.move("lost")
-        if not attached.assets.done():  # whoever attaches it waits for them; a cancellation would be taken for theirs
-            attached.assets.set_exception(AttachError(f"worker {name} was lost while it was being attached: {reason}"))
-            attached.assets.exception()
+        was_joining = worker.state is State.JOINING
+        del self._attached[worker.name]
+        attached.close(reason, GOODBYE_MS if expected else 0)
+        worker.move("lost")
+        self.workers.remove(worker.name)
+        if was_joining:
+            return
+        if self.trace is not None:
+            self.trace.lost(worker.name, perf_counter())
         now = self._loop.time()
-        detail = f"worker {name} was lost ({reason}), and the files on it: make them again from their tokens"
-        self._guarded(attached, attached.batcher.lost, detail, now)
-        if name in self.fs.devices():
-            self.fs.remove_device(name, now=now)
-        self.workers.remove(name)
+        jobs = self._decide(attached, attached.batcher.evacuate, now)[0] or []
+        self.fs.remove_device(worker.name, now=now)
+        if not expected:
+            self.counters.n_workers_lost += 1
+            log.warning("worker %s was lost: %s; its %d calls go on elsewhere", worker.name, reason, len(jobs))
+            if not self._stopping and attached.local is not None:
+                self.recovery.restart(attached.local)
+            elif not self._stopping:
+                self.recovery.seek(worker.name)
+        for job in jobs:
+            self._assign(job)
+        attached.batcher.deliver()
+        self._wake_idlers()
 
     # --- work ---
 
-    def submit(self, job: Job, process: Process | None, *, claim: bool, again: bool) -> None:
-        """Queue a job on the worker that holds its file; a new file is placed first.
+    def submit(self, job: Job, account: Any, *, claim: bool, again: bool) -> None:
+        """Queue a job on the worker that holds its file; one whose KV is nowhere is placed first.
 
-        Raises NoDevice, DeviceLost, Busy, AccessDenied."""
-        device = self.fs.device_of(job.file)
-        if device is None:
-            device = self.workers.place({name: self._load(a) for name, a in self._attached.items()})
-            self.fs.place(job.file, device)
-        attached = self._attached.get(device)
-        if attached is None:
-            raise DeviceLost(f"worker {device} is gone, and this file with it: make it again from its tokens")
+        Raises Busy, AccessDenied."""
         job.n_file = self.fs.length(job.file)
+        job.account = account
         if claim:
             job.claim = self.fs.claim(job.file)
         if again:
             job.again()
-        self._jobs[job] = (attached, process)
-        attached.batcher.submit(job)
-        self._pump_soon(attached)
+        self._assign(job)
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more; one that is in flight ends with its batch."""
-        entry = self._jobs.get(job)
-        if entry is not None:
-            attached, _ = entry
+        attached = self._jobs.get(job)
+        if attached is not None:
             self._guarded(attached, attached.batcher.cancel, job, self._loop.time())
+        elif job in self._orphans:
+            job.cancelled = True
+            self._forget(job)
+            self._orphans.drop(job, self._loop.time())
+
+    def _fail(self, orphan: Job, error: SyscallError) -> None:
+        self._forget(orphan)
+        self._orphans.drop(orphan, self._loop.time())
+        orphan.fail(error)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job, None)
+        if self.trace is not None:
+            self.trace.finished(job)
+
+    def _assign(self, job: Job) -> None:
+        """Give a job to the worker of its file, or to the best one for it."""
+        device = self.fs.device_of(job.claim or job.file)
+        attached = None if device is None else self._attached.get(device)
+        if attached is None:
+            name = self.workers.place({name: self._load(a) for name, a in self._attached.items() if a.ready})
+            if name is None:
+                self._jobs[job] = None
+                self._orphans.add(job, self._loop.time() + self.config.no_worker_s)
+                return
+            self.fs.place(job.claim or job.file, name)
+            attached = self._attached[name]
+        self._jobs[job] = attached
+        attached.batcher.submit(job, self._loop.time())
+        self._pump_soon(attached)
+
+    def hold(self, jobs: list[Job]) -> None:
+        """Keep jobs that no batcher has, while their files are moved."""
+        for job in jobs:
+            self._jobs[job] = None
+            self._orphans.add(job, math.inf)
+
+    def unhold(self, jobs: list[Job]) -> None:
+        """Their files are where they should be: go on."""
+        for job in jobs:
+            if self._orphans.take(job):  # not cancelled meanwhile
+                self._assign(job)
 
     def _load(self, attached: Attached) -> tuple[int, float]:
         usage = self.fs.devices()[attached.worker.name]
@@ -289,37 +424,53 @@ class Fleet:
             self._loop.call_soon(self._pump, attached)
 
     def _pump(self, attached: Attached) -> None:
+        """Send what is due, and come back when more will be."""
         attached.pump_due = False
         if attached.worker.state is State.LOST:
             return
-        batch, _ = self._decide(attached, attached.batcher.plan, self._loop.time())
-        if batch is not None:
-            self.counters.n_batches += 1
-            self.counters.n_rows += len(batch.head.rows)
+        if attached.timer is not None:
+            attached.timer.cancel()
+            attached.timer = None
+        batcher, began = attached.batcher, perf_counter()
+        now = self._loop.time()
+        while (batch := self._decide(attached, batcher.plan, now)[0]) is not None:
             attached.link.send(batch)
-        attached.batcher.deliver()
+            if self.trace is not None:
+                watch.batch_sent(self.trace, attached, batch)
+        for pid, reason in batcher.take_killed():
+            self._kill(pid, reason)
+        due = batcher.due(now)
+        if now < due < math.inf:
+            attached.timer = self._loop.call_at(due, self._pump, attached)
+        batcher.deliver()
+        attached.was_busy("plan", began, self.trace)
 
-    def _message(self, name: str, message: BatchDone | BatchFailed | Assets | Pong | Bye) -> None:
-        attached = self._attached.get(name)
-        if attached is None:
-            return
+    def _message(self, attached: Attached, message: FromWorker) -> None:
         worker, now = attached.worker, self._loop.time()
+        if worker.state is State.LOST:
+            return
         worker.heard = now
         match message:
             case BatchDone():
                 worker.answered = True
                 worker.n_batches += 1
+                worker.n_rows += len(message.head.rows)
                 worker.n_tokens += message.head.n_tokens
                 worker.step_s += message.head.step_s
                 self._done(attached, message, now)
             case BatchFailed():
+                if self.trace is not None:
+                    self.trace.failed(worker.name, message.seq, perf_counter(), message.detail)
                 self._guarded(attached, attached.batcher.failed, message, now)
+                attached.change()
                 self._pump_soon(attached)
+            case Fetched() | Stored() | PagesFailed():
+                attached.answered(message)
             case Assets():
                 if not attached.assets.done():
                     attached.assets.set_result(message)
             case Bye():
-                self.lost(name, message.reason)
+                self._gone(attached, message.reason)
             case Pong():
                 pass  # heard is all it is for
         if not self.busy:
@@ -328,11 +479,32 @@ class Fleet:
     def _done(self, attached: Attached, message: BatchDone, now: float) -> None:
         """A batch is answered. When a call ended with it, its program runs first, and what it asks next joins the
         next batch; otherwise nothing can join, so the next batch leaves before anybody is told of this one."""
+        began, before = perf_counter(), attached.kernel_s
+        if self.trace is not None:
+            watch.batch_done(self.trace, attached, message.head)
         n_ended = self._decide(attached, attached.batcher.done, message, now)[1]
-        if not n_ended:
+        if not n_ended and not attached.batcher.busy:
             self._pump(attached)
+        attached.change()
         attached.batcher.deliver()
+        self._flush()
         self._pump_soon(attached)
+        attached.kernel_s = before  # what a plan within took is in the whole
+        attached.was_busy("answer", began, self.trace)
+        self.counters.kernel_s.add(attached.take_kernel_s())
+
+    # --- waiting for quiet ---
+
+    @property
+    def busy(self) -> bool:
+        """Whether any worker has a batch in flight."""
+        return any(a.worker.state is not State.JOINING and a.batcher.busy for a in self._attached.values())
+
+    async def idle(self) -> None:
+        """Wait until the batches in flight now have been answered."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._idlers.append(waiter)
+        await waiter
 
     def _wake_idlers(self) -> None:
         for waiter in self._idlers:
@@ -340,34 +512,26 @@ class Fleet:
                 waiter.set_result(None)
         self._idlers.clear()
 
+    # --- deciders ---
+
     def _guarded(self, attached: Attached, decide: Callable[..., Any], *args: Any) -> Any:
-        """Run a decider, charge what has ended, tell those who wait."""
+        """Run a decider, tell those who wait."""
         result, _ = self._decide(attached, decide, *args)
         attached.batcher.deliver()
         return result
 
     def _decide(self, attached: Attached, decide: Callable[..., Any], *args: Any) -> tuple[Any, int]:
-        """Run a decider and charge what has ended: its result, and how many jobs that were.
+        """Run a decider and forget what has ended: its result, and how many jobs that were.
 
         Any error but a WorkerFault is a bug of ours."""
         result = None
         try:
             result = decide(*args)
         except WorkerFault as e:
-            self.lost(attached.worker.name, str(e))
+            self._gone(attached, str(e))
         except Exception as e:
             self._panic(e)
-        return result, self._charge(attached)
-
-    def _charge(self, attached: Attached) -> int:
-        """Book what ended jobs have computed to their processes, and forget them. Returns how many they were."""
         ended = attached.batcher.take_ended()
         for job in ended:
-            _, process = self._jobs.pop(job)
-            if process is None:  # the kernel's own proof
-                continue
-            process.n_prompt_tokens += job.n_prompt_tokens
-            process.n_generated_tokens += job.n_generated_tokens
-            self.counters.n_prompt_tokens += job.n_prompt_tokens
-            self.counters.n_generated_tokens += job.n_generated_tokens
-        return len(ended)
+            self._forget(job)
+        return result, len(ended)

@@ -7,6 +7,10 @@ program is not woken per token. The job's phases:
     DECODE   feed the accepted token, sample the next, until a stop.
     SETTLE   make the file hold exactly the text: feed the last accepted token, or cut a stop string off again.
 
+A step need not wait for the one before it: it is *chained*, and feeds whatever that one draws, on the worker. So
+a stop is seen when one more step is in flight already. If the token which that step feeds is part of the result its
+draw is ignored; otherwise the step is surplus, and the batcher takes it back.
+
 Every accepted token is fed once, so a generation of n tokens computes n of them. A stop string may begin inside
 a token: then the file is cut at the token boundary before it and the rest of the text is fed anew, in tokens.
 """
@@ -46,7 +50,6 @@ class GenerateJob(Job):
         super().__init__(file, on_done, on_fail)
         self.decoding = decoding
         self.seed = seed
-        self.next_position = next_position  # of the next token to be fed
         self.last_token = last_token  # of the file
         self.history = history
         self._language = language
@@ -54,16 +57,22 @@ class GenerateJob(Job):
         self._eos = frozenset() if decoding.ignore_eos else eos_tokens
         self._stops = self._eos | frozenset(decoding.stop_tokens)
         self._n_max = min(decoding.max_tokens or n_room, n_room)  # n_room: what the context has left
+        self._reads_history = needs_history(decoding.sampling)
+        self._reads_text = bool(decoding.stop) or on_chunk is not None  # as it comes, and not only at the end
 
-        self.prompt = prompt  # yet to be fed
-        self._whole_prompt = prompt
-        self.pending: list[int] = []  # accepted, yet to be fed
+        self.prompt = prompt  # with the file's last token before it, if that is computed again
         self.tokens: list[int] = []  # accepted
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.n_sampled = 0
-        self.n_again = 0
+        self._first_position = next_position  # of the prompt
+        self._n_again = 0
+        self._n_prompt_sent = 0
+        self._n_sent = 0  # accepted tokens that are fed or in flight, and one more if a step is chained to a draw
+        self._n_fed = 0  # of those, fed
+        self._n_draws = 0  # in flight
+        self._surplus = False
 
         self._decoder = language.decoder()
         self._text = ""
@@ -77,67 +86,110 @@ class GenerateJob(Job):
     @property
     def over(self) -> bool:
         """Whether nothing is left to compute; true from the start when the file fills the context."""
-        return self.finish_reason is not None and not self.prompt and not self.pending
+        return (
+            self.finish_reason is not None
+            and self._n_prompt_sent == len(self.prompt)
+            and self._n_fed == len(self.tokens)
+            and not self.sent
+        )
 
     # --- steps ---
 
     def again(self) -> None:
         self.prompt = [self.last_token, *self.prompt]
-        self.next_position -= 1
-        self.n_again = 1
+        self._first_position -= 1
+        self._n_again = 1
 
     @property
     def keeps_partial(self) -> bool:
         return True
 
     @property
+    def ready(self) -> bool:
+        if self._n_prompt_sent < len(self.prompt) or self._n_sent < len(self.tokens):
+            return True
+        if self.finish_reason is not None:
+            return False
+        if self._n_draws:
+            return self._n_sent == len(self.tokens) and not self._reads_history
+        return not self.tokens and not self.sent  # nothing but the file's tail to draw from
+
+    @property
     def n_wanted(self) -> int:
-        return len(self.prompt) or len(self.pending)
+        return len(self.prompt) - self._n_prompt_sent or len(self.tokens) - self._n_sent or 1
 
     def next_step(self, n_tokens_max: int) -> Step:
-        feed = (self.prompt or self.pending)[:n_tokens_max]
-        last_chunk = len(feed) == len(self.prompt or self.pending)
-        asks: list[Ask] = []
-        history: list[int] = []
-        if last_chunk and self.finish_reason is None:
-            asks.append(self._ask(len(feed), history))
-        return Step(feed, None, asks, history, self.n_again)
+        n_prompt, position = self._n_prompt_sent, self._first_position + self._n_prompt_sent + self._n_sent
+        if n_prompt < len(self.prompt):
+            feed = self.prompt[n_prompt : n_prompt + n_tokens_max]
+            self._n_prompt_sent += len(feed)
+            draws = self._n_prompt_sent == len(self.prompt) and self.finish_reason is None
+            step = Step(feed, None, [], n_again=0 if n_prompt else self._n_again, mark=True)
+        elif self._n_sent < len(self.tokens):
+            feed = self.tokens[self._n_sent : self._n_sent + n_tokens_max]
+            self._n_sent += len(feed)
+            draws = self._n_sent == len(self.tokens) and self.finish_reason is None
+            step = Step(feed, None, [], mark=False)
+        elif self._n_draws:
+            feed = [0]
+            self._n_sent += 1
+            draws = self._n_sent < self._n_max
+            step = Step(feed, None, [], chained=True, mark=False)
+        else:
+            feed, draws = [], True
+            step = Step(feed, None, [], mark=False)
+        if draws:
+            history: list[int] = []
+            step.asks.append(self._ask(len(feed), position + len(feed), history))
+            step.history = history
+            self._n_draws += 1
+        return step
 
-    def _ask(self, n_feed: int, history: list[int]) -> Ask:
+    def retract(self, step: Step) -> None:
+        self._n_draws -= len(step.asks)
+        if step.mark:
+            self._n_prompt_sent -= len(step.tokens)
+        else:
+            self._n_sent -= len(step.tokens)
+
+    def _ask(self, n_feed: int, position: int, history: list[int]) -> Ask:
         sampling = self._sampling()
-        if needs_history(sampling):
-            history.extend(self.history()[: self.n_file] + self._whole_prompt + self.tokens)
-        draw = Draw(sampling, self.seed, self.next_position + n_feed, len(history), len(self.tokens) if history else 0)
+        if self._reads_history:
+            history.extend(self.history()[: self.n_file] + self.prompt[self._n_again :] + self.tokens)
+        draw = Draw(sampling, self.seed, position, len(history), len(self.tokens) if history else 0)
         return Ask(n_feed - 1, draw, self.decoding.logprobs or 0)
 
     def _sampling(self) -> Sampling:
         """Before `min_tokens` a stop token may not be drawn at all."""
         sampling = self.decoding.sampling
-        if len(self.tokens) >= self.decoding.min_tokens or not self._stops:
+        if len(self.tokens) + self._n_draws >= self.decoding.min_tokens or not self._stops:
             return sampling
         bias = dict(sampling.logit_bias) | dict.fromkeys(self._stops, FORBIDDEN)
         return Sampling(**{f: getattr(sampling, f) for f in Sampling.__struct_fields__} | {"logit_bias": bias})
 
     def computed(self, step: Step) -> None:
-        if self.prompt:
+        if step.mark:
             self.n_prompt_tokens += len(step.tokens)
         else:
             self.n_generated_tokens += len(step.tokens)
 
-    def took(self, step: Step, answers: list[Answer], logits: list[bytes]) -> bool:
-        n_fed = len(step.tokens)
+    def took(self, step: Step, answers: list[Answer], logits: list[bytes]) -> None:
         self.computed(step)
-        self.next_position += n_fed
-        if self.prompt:
-            self.prompt = self.prompt[n_fed:]
-            self.n_again = 0
-        else:
-            self.pending = self.pending[n_fed:]
+        self._surplus = False
+        if not step.mark:
+            self._n_fed += len(step.tokens)
         for answer in answers:
-            self._sampled(answer)
-        if self.finish_reason is not None and not self.prompt and not self._settled:
+            self._n_draws -= 1
+            if self.finish_reason is None:
+                self._sampled(answer)
+        if self._surplus:
+            self._n_draws = 0
+        if self.finish_reason is not None and not self._settled and self._n_prompt_sent == len(self.prompt):
             self._settle()
-        return self.over
+
+    @property
+    def surplus(self) -> bool:
+        return self._surplus
 
     # --- tokens ---
 
@@ -150,6 +202,9 @@ class GenerateJob(Job):
             self.stop_reason = None if token in self._eos and token not in self.decoding.stop_tokens else token
             if self.decoding.include_stop:
                 self._accept(token, answer)
+            elif self._n_sent > len(self.tokens):
+                self._surplus = True
+                self._n_sent = len(self.tokens)
             return
         self._accept(token, answer)
         if self._find_stop():
@@ -159,12 +214,12 @@ class GenerateJob(Job):
 
     def _accept(self, token: int, answer: Answer) -> None:
         self.tokens.append(token)
-        self.pending.append(token)
         if self.decoding.logprobs is not None:
             top = list(zip(answer.top_tokens, answer.top_logprobs, strict=True))
             self.logprobs.append(TokenLogprob(token, answer.sample_logprob or 0.0, top))
-        self._text += self._decoder.push(token)
-        self._ends.append((len(self._text), not self._decoder.holds_back))
+        if self._reads_text:
+            self._text += self._decoder.push(token)
+            self._ends.append((len(self._text), not self._decoder.holds_back))
 
     def _find_stop(self) -> bool:
         """Look for the first stop string that the newest text completes, and cut the text there."""
@@ -188,21 +243,24 @@ class GenerateJob(Job):
         n_keep = len(self._ends)
         while n_keep and not (self._ends[n_keep - 1][0] <= n_chars and self._ends[n_keep - 1][1]):
             n_keep -= 1
-        n_fed = len(self.tokens) - len(self.pending)
         at = self._ends[n_keep - 1][0] if n_keep else 0
         rest = self._language.encode(self._text[at:n_chars])
         self._text = self._text[:n_chars]
         self.tokens[n_keep:] = rest
         self.logprobs[n_keep:] = []
         self._ends[n_keep:] = [(n_chars, True)] * len(rest)
-        if n_fed > n_keep:
-            self.truncate_to = self.n_file + len(self._whole_prompt) + n_keep
-            self.next_position -= n_fed - n_keep
-        self.pending = self.tokens[min(n_fed, n_keep) :]
+        if self._n_sent > n_keep:
+            self._surplus = self._n_sent > self._n_fed
+            self._n_sent = min(self._n_fed, n_keep)
+        if self._n_fed > n_keep:
+            self.truncate_to = self.n_file + len(self.prompt) - self._n_again + n_keep
+            self._n_fed = n_keep
 
     def _settle(self) -> None:
         self._settled = True
-        if self._decoder.holds_back and not isinstance(self.stop_reason, str):
+        if not self._reads_text:
+            self._text = self._language.decode(self.tokens, skip_special=True)
+        elif self._decoder.holds_back and not isinstance(self.stop_reason, str):
             self._text += self._decoder.flush()
 
     # --- telling ---

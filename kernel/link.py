@@ -2,27 +2,23 @@
 
 A DEALER per worker connects to the worker's ROUTER. `Link` moves messages and reports what it sees through three
 callbacks; it decides nothing. A closed connection is seen at once through the socket's monitor, a silent one by
-the heartbeat of `kernel/core.py`; a send never proves that anybody is there.
+the heartbeat of `kernel/fleet.py`; a send never proves that anybody is there.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from gpuworker.wire import (
-    Assets,
-    Batch,
-    BatchDone,
-    BatchFailed,
-    Bye,
+    FromKernel,
+    FromWorker,
     Greeting,
     Hello,
-    Pong,
-    ToWorker,
     WireError,
     decode_greeting,
     decode_to_kernel,
@@ -33,20 +29,59 @@ from gpuworker.wire import (
 MESSAGE_BYTES_MAX = 256 << 20  # raw logits of a few hundred positions are the largest
 
 
-def open_context() -> zmq.asyncio.Context:
-    """What all links of a fleet share; `destroy` it after the last of them is closed."""
-    return zmq.asyncio.Context()
+class Link(Protocol):
+    """A connection to one worker: what `kernel/fleet.py` holds of it, and what a simulation puts in its place."""
+
+    address: str
+
+    async def greet(self, hello: Hello, timeout_s: float) -> Greeting:
+        """Connect and exchange greetings; a worker that is still starting is waited for. Raises ConnectionError."""
+
+    def start(self) -> None:
+        """Begin to deliver messages."""
+
+    def send(self, message: FromKernel) -> None:
+        """Send without waiting."""
+
+    def take_decode_s(self) -> float:
+        """Seconds spent on decoding what came, since the last look."""
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Stop at once: nothing is delivered after this. Safe to call twice."""
 
 
-class Link:
-    """A connection to one worker."""
+class Transport(Protocol):
+    """Makes links."""
+
+    def link(self, address: str, *, on_message: Callable[[FromWorker], None], on_lost: Callable[[str], None]) -> Link:
+        """A link to the worker at `address`, not yet connected."""
+
+    def close(self) -> None:
+        """Every link is closed; give up what they shared."""
+
+
+class ZmqTransport:
+    """The one that runs outside of simulations."""
+
+    def __init__(self) -> None:
+        self._context = zmq.asyncio.Context()
+
+    def link(self, address: str, *, on_message: Callable[[FromWorker], None], on_lost: Callable[[str], None]) -> Link:
+        return ZmqLink(address, self._context, on_message=on_message, on_lost=on_lost)
+
+    def close(self) -> None:
+        self._context.destroy()
+
+
+class ZmqLink:
+    """A DEALER socket."""
 
     def __init__(
         self,
         address: str,
         context: zmq.asyncio.Context,
         *,
-        on_message: Callable[[BatchDone | BatchFailed | Assets | Pong | Bye], None],
+        on_message: Callable[[FromWorker], None],
         on_lost: Callable[[str], None],
     ) -> None:
         self.address = address
@@ -58,9 +93,9 @@ class Link:
         self._socket.setsockopt(zmq.SNDHWM, 64)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._tasks: list[asyncio.Task[None]] = []
+        self._decode_s = 0.0
 
     async def greet(self, hello: Hello, timeout_s: float) -> Greeting:
-        """Connect and exchange greetings; a worker that is still starting is waited for. Raises ConnectionError."""
         try:
             self._socket.connect(self.address)
         except zmq.ZMQError as e:
@@ -77,12 +112,15 @@ class Link:
             raise ConnectionError(f"{self.address} does not answer as a worker: {e}") from None
 
     def start(self) -> None:
-        """Begin to deliver messages."""
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
 
-    def send(self, message: ToWorker | Batch) -> None:
+    def send(self, message: FromKernel) -> None:
         """Send without waiting; a full queue means a worker that does not read, which the heartbeat finds."""
         asyncio.ensure_future(self._socket.send_multipart(encode(message))).add_done_callback(_look)
+
+    def take_decode_s(self) -> float:
+        spent, self._decode_s = self._decode_s, 0.0
+        return spent
 
     def close(self, linger_ms: int = 0) -> None:
         """Stop at once; what was sent has `linger_ms` left to leave. Safe to call twice."""
@@ -97,11 +135,13 @@ class Link:
     async def _receive(self) -> None:
         while True:
             frames = await self._socket.recv_multipart()
+            began = perf_counter()
             try:
                 message = decode_to_kernel(frames)
             except WireError as e:
                 self._on_lost(f"it sent what is no message: {e}")
                 return
+            self._decode_s += perf_counter() - began
             self._on_message(message)
 
     async def _watch(self) -> None:

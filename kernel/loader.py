@@ -29,6 +29,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from kernel.heart import heart
 from kernel.parameters import LoadError, Parameters
 
 __all__ = ["Description", "LoadError", "Program", "installed", "load", "load_file", "load_installed", "options"]
@@ -119,7 +120,8 @@ def _load_installed(name: str) -> Program:
 
 def _imported(module: str, name: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        with heart.loading():
+            return importlib.import_module(module)
     except (Exception, SystemExit) as e:
         raise LoadError(f"program {name} cannot be imported: {_blame(e, '')}") from None
 
@@ -138,7 +140,8 @@ def load_file(path: Path) -> Program:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses and typing look names up
     try:
-        spec.loader.exec_module(module)
+        with heart.loading():
+            spec.loader.exec_module(module)
         program = _program(path.stem, module, "main")
     except LoadError:
         del sys.modules[name]

@@ -1,7 +1,8 @@
 """When to stop: SIGINT, SIGTERM, and the end of the process that started this one.
 
 While the kernel boots a signal cancels it, so that what is half made is unmade in order; once it runs, `told` is set
-and the kernel stops by itself. A second signal cancels again, for a stop that takes too long.
+and the kernel stops by itself. A second signal cancels again, for a stop that takes too long; one that comes right
+after the first is the same one, sent to a whole group of processes and handed on by the supervisor.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 PARENT_POLL_S = 1.0
+SAME_S = 0.5  # signals this close together are one
 
 
 class Signals:
@@ -20,6 +22,7 @@ class Signals:
     def __init__(self, parent: int | None) -> None:
         self.told = asyncio.Event()
         self.running = False  # the kernel is up: from now on the first signal is a request
+        self._at = -SAME_S  # when the last one came
         self._parent = parent
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -41,6 +44,9 @@ class Signals:
             self._timer.cancel()
 
     def _signal(self) -> None:
+        before, self._at = self._at, self._loop.time()
+        if self._at - before < SAME_S:
+            return
         if self.running and not self.told.is_set():
             self.told.set()
         elif self._task is not None:

@@ -4,9 +4,10 @@ A `Stepper` stands between an asyncio.Task and a program's coroutine. It sees ev
 program may use all of asyncio and still cannot escape:
 
 - `SystemExit` and `KeyboardInterrupt` end the process instead of the event loop;
-- tasks that a program makes are adopted by its process (`install`, through the loop's task factory);
-- a process that must end gets `Killed` thrown into each of its threads; one that swallows it is given
-  `DEATH_THROES` more, then its coroutine is closed and, if it will not close, abandoned: the task ends anyway;
+- tasks that a program makes are adopted by its process (`install`, through the loop's task factory), up to a limit;
+- a step that takes too long is interrupted (`kernel/guard.py`), and with it the process ends;
+- a process that must end gets `Killed` thrown into each of its threads, `DEATH_THROES` times over if it swallows it;
+  then its coroutine is abandoned where it stands, and the task ends anyway;
 - time on the stack is charged to the process.
 
 `kernel/process.py` owns the processes; this file knows of one only what `Owner` names. Nothing here schedules,
@@ -15,29 +16,44 @@ and nothing here may await.
 
 import asyncio
 import ctypes
-import time
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
-from sdk.abi.errors import Killed
+from kernel import guard as guards
+from kernel import storm
+from kernel.guard import guard
+from kernel.waits import LONG_S
+from sdk.abi.errors import Killed, QuotaExceeded
 
 T = TypeVar("T")
 
+N_THREADS_MAX = 1024
 DEATH_THROES = 8  # how often `Killed` is thrown again at a coroutine that swallows it
 
 
-class Owner(Protocol):
+class Owner(guards.Owner, Protocol):
     """A process, as the stepper sees it."""
 
-    dying: bool
     cpu_s: float
+    left_at: float  # when its last step ended, on `clock`
+
+    @property
+    def trace(self) -> object:
+        """Not None while it is recorded."""
+
+    def clock(self) -> float:
+        """Seconds on the guard's clock; a simulation has its own."""
+
+    def returned(self, coroutine: Coroutine[Any, Any, Any], now: float) -> None:
+        """A thread is about to go on after an absence that is worth remembering."""
 
     def adopt(self, task: "asyncio.Task[Any]") -> None:
         """A thread of this process has begun."""
 
-    def end(self, code: int, error: str) -> None:
-        """The program asked for its own end."""
+    def stepped(self, thread: Any, began: float, awaited: Any) -> None:
+        """A step that is recorded is over; its thread awaits something now."""
 
 
 current: ContextVar[Owner] = ContextVar("symphony_process")
@@ -60,31 +76,50 @@ class Stepper(Coroutine[Any, Any, T]):
     def send(self, value: Any) -> Any:
         if self.owner.dying:
             return self._kill()
-        began = time.perf_counter()
-        try:
-            return self.coroutine.send(value)
-        except (SystemExit, KeyboardInterrupt) as e:
-            self._leave(e)
-        except Killed:
-            raise asyncio.CancelledError from None
-        finally:
-            self.owner.cpu_s += time.perf_counter() - began
+        return self._step(self.coroutine.send, value)
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         if self.owner.dying:
             return self._kill()
-        began = time.perf_counter()
+        return self._step(self.coroutine.throw, typ if val is None else val)
+
+    def close(self) -> None:
+        self._step(self.coroutine.close)
+
+    def _step(self, act: Callable[..., Any], *args: Any) -> Any:
+        """Do something that runs the program, under the guard's eyes and on the process's account."""
+        owner = self.owner
+        began = owner.clock()
+        if began - owner.left_at >= LONG_S:
+            owner.returned(self.coroutine, began)
+        outer, outer_began = guard.owner, guard.began  # not None: an eager task, inside of another's step
+        guard.owner = owner
+        guard.began = began
+        if guard.asleep:
+            guard.wake()
+        awaited = None
         try:
-            return self.coroutine.throw(typ if val is None else val)
+            try:
+                awaited = act(*args)
+                return awaited
+            finally:
+                if guard.over:  # before anything else: what is interrupted from here on is ours
+                    try:
+                        storm.end()
+                    except storm.Calm:
+                        pass
+                    guard.calm()
+                guard.owner = outer
+                if outer is not None:
+                    guard.began = outer_began
+                owner.left_at = left = owner.clock()
+                owner.cpu_s += left - began
+                if owner.trace is not None:
+                    owner.stepped(self, began, awaited)
         except (SystemExit, KeyboardInterrupt) as e:
             self._leave(e)
         except Killed:
             raise asyncio.CancelledError from None
-        finally:
-            self.owner.cpu_s += time.perf_counter() - began
-
-    def close(self) -> None:
-        self.coroutine.close()
 
     def _leave(self, e: BaseException) -> None:
         """The program ended itself, in whichever thread: the loop must not see how."""
@@ -96,33 +131,40 @@ class Stepper(Coroutine[Any, Any, T]):
         raise asyncio.CancelledError
 
     def _kill(self) -> Any:
-        """Throw `Killed` until the coroutine ends; a thread of a dying process never waits again."""
+        """End the coroutine, or give it up; a thread of a dying process never waits again."""
+        try:
+            self._step(self._unwind)
+        except BaseException:  # whatever it says: it was told to end
+            pass
+        if getattr(self.coroutine, "cr_frame", None) is not None:
+            bury(self.coroutine)
+        raise asyncio.CancelledError
+
+    def _unwind(self) -> None:
+        """Throw `Killed` until it gives in. One step altogether: it has one budget for all its refusals."""
         for _ in range(DEATH_THROES):
             try:
                 self.coroutine.throw(Killed())
-            except StopIteration:
-                break
             except BaseException:
-                break
-        else:
-            try:
-                self.coroutine.close()
-            except BaseException:
-                bury(self.coroutine)
-        raise asyncio.CancelledError
+                return
+
+
+guards.STEPS |= {Stepper._step.__code__, Stepper._unwind.__code__}
 
 
 def bury(coroutine: object) -> None:
-    """Keep a coroutine that refuses to close from ever being collected.
+    """Keep a coroutine that refuses to end from ever being collected.
 
-    Its finalizer would run the refusal again, and at the interpreter's end, where nothing can be awaited any more,
-    for ever. So it is given a reference that nobody holds; a few hundred bytes for each program so ill-mannered.
+    Its finalizer would run the refusal again, where nobody guards it; and at the interpreter's end, where nothing can
+    be awaited any more, for ever. So it is given a reference that nobody holds; a few hundred bytes for each program
+    so ill-mannered.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
 
 
-def install(loop: asyncio.AbstractEventLoop) -> None:
-    """Make every task that is created inside a process a thread of that process."""
+def install(loop: asyncio.AbstractEventLoop, n_threads_max: int = N_THREADS_MAX) -> None:
+    """Make every task that is created inside a process a thread of that process; no more than so many at a time."""
+    threads: WeakKeyDictionary[Owner, int] = WeakKeyDictionary()
 
     def factory(loop: asyncio.AbstractEventLoop, coro: Any, context: Any = None, **options: Any) -> "asyncio.Task[Any]":
         owner = context.get(current) if context is not None else current.get(None)
@@ -130,7 +172,13 @@ def install(loop: asyncio.AbstractEventLoop) -> None:
             return asyncio.Task(coro, loop=loop, context=context, **options)
         if not isinstance(coro, Coroutine):
             raise TypeError(f"a coroutine was expected, got {coro!r}")
+        n = threads.get(owner, 0)
+        if n >= n_threads_max:
+            coro.close()
+            raise QuotaExceeded(f"{n_threads_max} threads are running; wait for some, or raise --max-threads")
         task: asyncio.Task[Any] = asyncio.Task(Stepper(owner, coro), loop=loop, context=context, **options)
+        threads[owner] = n + 1
+        task.add_done_callback(lambda task: threads.update({owner: threads[owner] - 1}))
         owner.adopt(task)
         return task
 

@@ -18,6 +18,11 @@ class FileHandle:
         self._kernel = kernel
         self.file = file
 
+    def pages(self) -> set[tuple[str, int]]:
+        """Entries of the file's page table; forks share theirs."""
+        inode = self.file.inode
+        return {(inode.pool.name, page) for page in inode.table} if inode.pool is not None else set()
+
     def close(self) -> None:
         self._kernel.fs.close(self.file, self._kernel.now())
 

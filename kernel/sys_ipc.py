@@ -1,12 +1,11 @@
 """System calls between processes, and between a process and its client."""
 
-import asyncio
 from typing import Any
 
 from kernel.client import Event
 from kernel.core import Kernel
 from kernel.dispatch import handles
-from kernel.process import Process
+from kernel.process import Caller, Process
 from sdk.abi import calls
 from sdk.abi.errors import BrokenPipe, TimedOut
 from sdk.abi.trap import Pending
@@ -26,55 +25,41 @@ def sys_recv(kernel: Kernel, process: Process, call: calls.Recv) -> Any:
         return message
     if call.timeout == 0:
         raise TimedOut(f"channel {call.channel!r} is empty")
-    timer: asyncio.TimerHandle | None = None
+    channels, late = kernel.channels, call.timeout
+    channels.open(call.channel)
+    until = None if late is None else kernel.now() + late
+    future = process.park("recv", lambda: channels.leave(call.channel, caller), call.channel, until=until)
+    caller = Caller(process, future)
+    channels.wait(call.channel, caller)
 
-    def undo() -> None:
-        kernel.channels.leave(call.channel, future)
+    def give_up() -> None:
+        channels.leave(call.channel, caller)
+        caller.fail(TimedOut(f"nothing came on channel {call.channel!r} in {late} s"))
 
-    def late() -> None:
-        if not future.done():
-            undo()
-            future.set_exception(TimedOut(f"nothing came on channel {call.channel!r} in {call.timeout} s"))
-
-    future = process.park("recv", undo)
-    kernel.channels.wait(call.channel, future)
-    if call.timeout is not None:
-        timer = kernel.loop.call_later(call.timeout, late)
+    if late is not None:
+        timer = kernel.loop.call_later(late, give_up)
         future.add_done_callback(lambda _: timer.cancel())
     return Pending(future)
 
 
 @handles(calls.Emit)
 def sys_emit(kernel: Kernel, process: Process, call: calls.Emit) -> Pending | None:
-    if process.client is None:
+    client = process.client
+    if client is None or client.emit(Event(data=call.event, stream=call.stream)):
         return None
-    room = process.client.emit(Event(data=call.event, stream=call.stream))
-    return None if room is None else Pending(relay(process, "emit", room))
+    future = process.park("emit", lambda: client.forget(caller))
+    caller = Caller(process, future)
+    client.wait_for_room(caller)
+    return Pending(future)
 
 
 @handles(calls.Input)
 def sys_input(kernel: Kernel, process: Process, call: calls.Input) -> Pending:
-    if process.client is None:
+    client = process.client
+    if client is None:
         raise BrokenPipe("this program was started without a client to ask")
-    return Pending(relay(process, "input", process.client.ask(call.prompt)))
-
-
-def relay(process: Process, call: str, source: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
-    """A parked future that follows `source`, and cancels it when the caller goes away."""
-
-    def undo() -> None:
-        source.cancel()
-
-    future = process.park(call, undo)
-
-    def follow(done: "asyncio.Future[Any]") -> None:
-        if future.done() or done.cancelled():
-            return
-        error = done.exception()
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(done.result())
-
-    source.add_done_callback(follow)
-    return future
+    client.check_input()
+    future = process.park("input", lambda: client.forget(caller))
+    caller = Caller(process, future)
+    client.ask(call.prompt, caller)
+    return Pending(future)

@@ -11,6 +11,8 @@ from kernel.generate import GenerateJob
 from kernel.jobs import Job, PredJob
 from kernel.process import Process
 from kernel.sys_file import file_of
+from kvfs.fs import Kvfs
+from kvfs.openfile import OpenFile
 from sdk.abi import calls
 from sdk.abi.errors import BadFile, Busy, InvalidArgument, SyscallError, TooLong
 from sdk.abi.trap import Pending
@@ -27,6 +29,7 @@ def sys_pred(kernel: Kernel, process: Process, call: calls.Pred) -> list[Distrib
     check_tokens(call.tokens, model)
     check_room(n_file, len(call.tokens), model)
     check_want(call.want, len(call.tokens), model)
+    process.account.afford(len(call.tokens))
     positions = check_positions(call.positions, len(call.tokens), fs.next_position(file), model)
     asks_tail = -1 in call.want.at if call.want.at is not None else not call.tokens
     if asks_tail and n_file == 0:
@@ -34,7 +37,7 @@ def sys_pred(kernel: Kernel, process: Process, call: calls.Pred) -> list[Distrib
     if not call.tokens and not asks_tail:
         return []
 
-    needs_tail = asks_tail and not fs.tail_valid(file)
+    needs_tail = asks_tail and lacks_tail(fs, file)
     job = PredJob(
         file,
         call.tokens,
@@ -44,11 +47,11 @@ def sys_pred(kernel: Kernel, process: Process, call: calls.Pred) -> list[Distrib
         last_position=fs.next_position(file) - 1,
         seed=seed_of(call.want.sample, process),
         history=lambda: fs.tokens(job.claim or file),
-        on_done=lambda result: settle(future, result),
-        on_fail=lambda error: refuse(future, error),
+        on_done=lambda result: process.complete(future, result),
+        on_fail=lambda error: process.fail(future, error),
     )
     kernel.submit(job, process, claim=bool(call.tokens) or needs_tail, again=needs_tail)
-    future = process.park("pred", lambda: kernel.cancel(job))
+    future = process.park("pred", lambda: kernel.cancel(job), lambda: f"#{job.number}")
     return Pending(future)
 
 
@@ -58,19 +61,19 @@ def sys_generate(kernel: Kernel, process: Process, call: calls.Generate) -> Gene
         kernel,
         process,
         call,
-        on_done=lambda result: settle(future, result),
-        on_fail=lambda error: refuse(future, error),
+        on_done=lambda result: process.complete(future, result),
+        on_fail=lambda error: process.fail(future, error),
     )
     if job.over:
         return job.result()
     submit(kernel, process, job)
-    future = process.park("generate", lambda: kernel.cancel(job))
+    future = process.park("generate", lambda: kernel.cancel(job), lambda: f"#{job.number}")
     return Pending(future)
 
 
 @handles(calls.Stream)
 def sys_stream(kernel: Kernel, process: Process, call: calls.Stream) -> Fd:
-    handle = StreamHandle(kernel)
+    handle = StreamHandle(kernel, process)
     job = generation(kernel, process, call, on_done=lambda _: None, on_fail=handle.fail, on_chunk=handle.push)
     if job.over:
         handle.push(Chunk(finish=FinishReason.LENGTH))
@@ -88,7 +91,7 @@ def sys_read(kernel: Kernel, process: Process, call: calls.Read) -> Chunk | Pend
     if handle.reader is not None:
         raise Busy("another thread is reading this stream")
     if not handle.chunks and handle.error is None:
-        handle.reader = process.park("read", handle.unread)
+        handle.reader = process.park("read", handle.unread, str(call.fd))
         handle.on_last = lambda: process.close(call.fd)
         return Pending(handle.reader)
     chunk = handle.take()
@@ -125,13 +128,18 @@ def sys_apply_chat_template(kernel: Kernel, process: Process, call: calls.ApplyC
 class StreamHandle:
     """A descriptor that stands for a running generation. Closing it ends the generation."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, process: Process) -> None:
         self._kernel = kernel
+        self._process = process
         self.job: Job | None = None
         self.chunks: deque[Chunk] = deque()
         self.error: SyscallError | None = None
         self.reader: Any = None  # the future of the thread in `read`
         self.on_last: Any = None  # closes the descriptor when the waiting reader gets the last chunk
+
+    def pages(self) -> tuple[()]:
+        """None of its own: the file has them."""
+        return ()
 
     def close(self) -> None:
         if self.job is not None:
@@ -173,9 +181,10 @@ class StreamHandle:
         if chunk is None or chunk.finish is not None:
             self.on_last()
         if chunk is not None:
-            reader.set_result(chunk)
+            self._process.complete(reader, chunk, self.chunks.appendleft)
         else:
-            reader.set_exception(self.error)
+            assert self.error is not None
+            self._process.fail(reader, self.error)
 
 
 # --- making jobs ------------------------------------------------------------------------------------------------
@@ -196,6 +205,7 @@ def generation(
     n_file = fs.length(file)
     check_tokens([*call.prompt, *call.decoding.stop_tokens, *call.decoding.sampling.logit_bias], model)
     check_room(n_file, len(call.prompt), model)
+    process.account.afford(len(call.prompt) + 1)
     if not call.prompt and n_file == 0:
         raise InvalidArgument("the file is empty and so is the prompt: give at least one token")
     job = GenerateJob(
@@ -217,18 +227,13 @@ def generation(
 
 
 def submit(kernel: Kernel, process: Process, job: GenerateJob) -> None:
-    again = not job.prompt and not kernel.fs.tail_valid(job.file)
+    again = not job.prompt and lacks_tail(kernel.fs, job.file)
     kernel.submit(job, process, claim=True, again=again)
 
 
-def settle(future: Any, result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def refuse(future: Any, error: SyscallError) -> None:
-    if not future.done():
-        future.set_exception(error)
+def lacks_tail(fs: Kvfs, file: OpenFile) -> bool:
+    """Whether the last token must be computed again to know what comes next. Where KV is missing it will be, anyway."""
+    return not fs.tail_valid(file) and file.inode.n_kv == fs.length(file)
 
 
 # --- checking arguments -----------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ from kernel.process import KILLED, Process
 from sdk.abi import calls
 from sdk.abi.errors import AccessDenied, Killed, NoSuchProcess, NotAChild
 from sdk.abi.trap import Pending
-from sdk.abi.values import ExitStatus, Pid, Usage
+from sdk.abi.values import ExitStatus, Limits, Pid, Usage
 
 
 @handles(calls.Spawn)
 def sys_spawn(kernel: Kernel, process: Process, call: calls.Spawn) -> Pid:
     program = process.program if call.program == "." else kernel.installed(call.program)
     args = kernel.bind(program, call.args)
-    child = kernel.spawn(program, args, owner=process.owner, client=None, parent=None if call.detach else process)
+    child = kernel.spawn(program, args, owner=process.owner, client=None, parent=process, detach=call.detach)
     return child.pid
 
 
@@ -32,7 +32,8 @@ def sys_wait(kernel: Kernel, process: Process, call: calls.Wait) -> ExitStatus |
     elif call.pid not in process.children:
         raise NotAChild(f"process {call.pid} is no child of process {process.pid}, or was waited for already")
     waiters = process.child_waiters
-    future = process.park("wait", lambda: waiters.remove(entry))
+    about = "" if call.pid is None else f"pid {call.pid}"
+    future = process.park("wait", lambda: forget(waiters, entry), about)
     entry = (call.pid, future)
     waiters.append(entry)
     return Pending(future)
@@ -46,9 +47,7 @@ def sys_exit(kernel: Kernel, process: Process, call: calls.Exit) -> None:
 
 @handles(calls.Kill)
 def sys_kill(kernel: Kernel, process: Process, call: calls.Kill) -> None:
-    victim = kernel.processes.get(call.pid)
-    if victim is None:
-        raise NoSuchProcess(f"no process {call.pid} is running")
+    victim = other(kernel, call.pid)
     if victim.owner != process.owner:
         raise AccessDenied(f"process {call.pid} belongs to {victim.owner}")
     victim.end(KILLED, f"killed by process {process.pid}")
@@ -63,8 +62,9 @@ def sys_getpid(kernel: Kernel, process: Process, call: calls.GetPid) -> Pid:
 
 @handles(calls.Sleep)
 def sys_sleep(kernel: Kernel, process: Process, call: calls.Sleep) -> Pending:
-    future = process.park("sleep", lambda: timer.cancel())
-    timer = kernel.loop.call_later(call.seconds, wake, future, None)
+    until = kernel.now() + call.seconds
+    future = process.park("sleep", lambda: timer.cancel(), lambda: f"{call.seconds:g} s", until=until)
+    timer = kernel.loop.call_later(call.seconds, process.complete, future, None)
     return Pending(future)
 
 
@@ -80,15 +80,45 @@ def sys_random(kernel: Kernel, process: Process, call: calls.Random) -> float:
 
 @handles(calls.RUsage)
 def sys_rusage(kernel: Kernel, process: Process, call: calls.RUsage) -> Usage:
-    if call.pid is None:
-        return process.usage
-    other = kernel.processes.get(call.pid)
-    if other is None:
-        raise NoSuchProcess(f"no process {call.pid} is running")
-    return other.usage
+    return process.usage if call.pid is None else other(kernel, call.pid).usage
 
 
-def wake(future: Any, value: Any) -> None:
-    """Complete a parked call, unless its caller has gone away."""
-    if not future.done():
-        future.set_result(value)
+@handles(calls.Priority)
+def sys_priority(kernel: Kernel, process: Process, call: calls.Priority) -> int:
+    target = process if call.pid is None else other(kernel, call.pid)
+    account = target.account
+    if call.value is not None:
+        if target.owner != process.owner:
+            raise AccessDenied(f"process {target.pid} belongs to {target.owner}")
+        if call.value < account.most_urgent:
+            raise AccessDenied(
+                f"process {target.pid} was started with priority {account.most_urgent}, and cannot become more urgent "
+                f"than that: not {call.value} (lower goes first)"
+            )
+        account.priority = call.value
+    return account.priority
+
+
+@handles(calls.SetLimits)
+def sys_limits(kernel: Kernel, process: Process, call: calls.SetLimits) -> Limits:
+    wanted = Limits(**{name: getattr(call, name) for name in Limits.__struct_fields__})
+    if wanted != Limits():
+        process.account.narrow(wanted)
+        process.watch_limits()
+        if process.dying:  # its time is up already
+            raise Killed
+    return process.account.limits
+
+
+def other(kernel: Kernel, pid: Pid) -> Process:
+    """Raises NoSuchProcess."""
+    found = kernel.processes.get(pid)
+    if found is None:
+        raise NoSuchProcess(f"no process {pid} is running")
+    return found
+
+
+def forget(waiters: list[Any], entry: Any) -> None:
+    """Nobody waits there any more, if somebody did: a call that was answered does not."""
+    if entry in waiters:
+        waiters.remove(entry)

@@ -12,7 +12,8 @@ feeds it; nothing here opens sockets.
 from enum import Enum
 
 from gpuworker.wire import WIRE_HASH, Greeting, Refused, Welcome
-from sdk.abi.errors import KernelPanic, NoDevice
+from sdk.abi.errors import KernelPanic
+from sdk.abi.values import ModelInfo
 
 
 class State(Enum):
@@ -27,6 +28,7 @@ TRANSITIONS = {
     (State.JOINING, "lost"): State.LOST,
     (State.READY, "drain"): State.DRAINING,
     (State.READY, "lost"): State.LOST,
+    (State.DRAINING, "ready"): State.READY,  # there is nowhere to drain to any more
     (State.DRAINING, "lost"): State.LOST,
 }
 
@@ -34,7 +36,7 @@ TRANSITIONS = {
 class Worker:
     """What the kernel knows of one worker. `name` is its address, and the device name in kvfs."""
 
-    __slots__ = ("answered", "heard", "local_pid", "n_batches", "n_tokens", "name", "state", "step_s", "welcome")
+    __slots__ = ("answered", "heard", "kernel_s", "local_pid", "n_batches", "n_rows", "n_tokens", "name", "state", "step_s", "welcome")
 
     def __init__(self, name: str, now: float, local_pid: int | None) -> None:
         self.name = name
@@ -44,8 +46,10 @@ class Worker:
         self.heard = now  # when it last said anything
         self.answered = False  # a batch, at least once: it really computes
         self.n_batches = 0
+        self.n_rows = 0
         self.n_tokens = 0  # computed for this kernel
         self.step_s = 0.0  # device time, in all
+        self.kernel_s = 0.0  # of this process, for its batches
 
     def move(self, event: str) -> None:
         try:
@@ -59,6 +63,14 @@ class Workers:
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
+        self.model: ModelInfo | None = None  # of the first that served, and so of all files from then on
+
+    def welcome(self, worker: Worker) -> None:
+        """A worker that was not refused serves from now on."""
+        assert worker.welcome is not None
+        worker.move("welcome")
+        if self.model is None:
+            self.model = worker.welcome.model
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(list(self._workers.values()))
@@ -87,10 +99,9 @@ class Workers:
             return "it answered as a kernel would, not as a worker"
         if greeting.schema != WIRE_HASH:
             return f"it speaks schema {greeting.schema}, this kernel {WIRE_HASH}: run the same version on both sides"
-        serving = self.serving
-        if serving is None or serving.welcome is None:
+        if self.model is None:
             return None
-        mine, its = serving.welcome.model, greeting.model
+        mine, its = self.model, greeting.model
         if mine.fingerprint != its.fingerprint:
             return (
                 f"it serves another model: {its.name} ({its.fingerprint[:12]}), "
@@ -103,27 +114,17 @@ class Workers:
         return None
 
     @property
-    def serving(self) -> Worker | None:
-        """Any worker that is ready, the longest-serving first."""
-        return next((w for w in self._workers.values() if w.state in (State.READY, State.DRAINING)), None)
-
-    @property
     def healthy(self) -> bool:
         """Whether a batch was answered by a worker that is still there to answer the next."""
         return any(w.answered and w.state is State.READY for w in self._workers.values())
 
-    def place(self, load: dict[str, tuple[int, float]]) -> str:
-        """The worker for a new file: least (jobs, share of pages in use), as `load` has them. Raises NoDevice."""
+    def place(self, load: dict[str, tuple[int, float]]) -> str | None:
+        """The worker for a file whose KV is nowhere: least (jobs, share of pages in use), as `load` has them; None
+        when there is none."""
         ready = [w.name for w in self._workers.values() if w.state is State.READY]
-        if not ready:
-            raise NoDevice("no worker serves the model: attach one with `lip worker attach tcp://HOST:PORT`")
-        return min(ready, key=lambda name: load[name])
+        return min(ready, key=lambda name: load[name], default=None)
 
     def excuse(self, now: float) -> None:
         """Nobody was listening until now: silence begins here."""
         for worker in self._workers.values():
             worker.heard = now
-
-    def silent(self, now: float, seconds: float) -> list[Worker]:
-        """Workers that have said nothing for that long."""
-        return [w for w in self._workers.values() if now - w.heard > seconds]

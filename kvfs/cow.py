@@ -8,15 +8,18 @@ again. That is done in place only if exactly one table holds the page; then no o
 the write. Otherwise the page is copied first and the copy takes its place, for the writer alone. All pages before
 the last are full, nobody ever writes them, and sharing them is free.
 
-**The tail** of a page is the hidden state of the newest token written into it. Copying a page copies its tail.
-A write in place destroys the tail of the file as it was, at the moment the batch runs; a write into fresh pages,
-copies among them, leaves it alone. Hence a file that is forked *while* it is written in place has its tokens
-below the write intact and shared, and no tail.
+**Tails.** With each page the worker keeps two hidden states. A batch saves the one after its row's last token: the
+tail of a file of n tokens is beside the page of token n-1, in the place n & 1. Copying a page copies both. So a
+batch destroys the tail after n only if it ends in that very page with another length of the same parity: an append
+of one token never does, in place or not. Hence a file can be forked while the next token is being written behind
+it, and the fork knows what comes next; and the token after next may be on its way already, which overwrites the
+tail of the file as committed, but not that of the file as it will be once the first of the two is committed.
 
 Called by `inode.py` and `lease.py`. Never add here anything that knows of files, names or calls.
 """
 
-from kvfs.pages import NO_PAGES, PagePool, PageTable
+from kvfs.pages import PagePool
+from kvfs.table import NO_PAGES, PageTable
 
 Copies = list[tuple[int, int]]
 
@@ -38,14 +41,23 @@ def grow(
     """The table for `n_before` + `n_new` tokens; the pages of it that are fresh; the (source, destination) copies
     to be done before the write. `table` covers `n_before` tokens, or one more that is written again, and keeps its
     hold on all its pages, the source of a copy included. Raises NoSpace with nothing changed."""
-    n_fresh = -(-(n_before + n_new) // pool.page_size) - len(table)
-    if len(table) * pool.page_size > n_before and pool.refs[table[-1]] > 1:
-        fresh = pool.alloc(n_fresh + 1)  # not beside the shared page: that room is for the file that has it
+    page_size = pool.page_size
+    n_slots = len(table) * page_size
+    n_beyond = n_before + n_new - n_slots
+    if n_slots > n_before and pool.refs[table[-1]] > 1:
+        fresh = pool.alloc(1 - (-n_beyond // page_size))  # not beside the shared page: that is room for who has it
         return table[:-1] + fresh, fresh, [(table[-1], fresh[0])]
-    if not n_fresh:
+    if n_beyond <= 0:
         return table, NO_PAGES, []
-    fresh = pool.alloc(n_fresh, after=table[-1] if table else None)
+    fresh = pool.alloc(-(-n_beyond // page_size), after=table[-1] if table else None)
     return table + fresh, fresh, []
+
+
+def overwrites_tail(pages: "PageTable[int]", n_end: int, table: "PageTable[int]", n_tokens: int) -> bool:
+    """Whether a batch that ends with `n_end` tokens in `pages` destroys the tail after `n_tokens` tokens in `table`.
+
+    To end at the same length is to write the same tail again."""
+    return n_end != n_tokens and not (n_end - n_tokens) & 1 and bool(table) and pages[-1] == table[-1]
 
 
 def cut(pool: PagePool, table: "PageTable[int]", n_tokens: int) -> "PageTable[int]":

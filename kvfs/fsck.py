@@ -3,48 +3,60 @@
 Tests call `check` after every step, and the kernel when it is idle. It reads everything and changes nothing;
 the time is proportional to what is there. The invariants, in words:
 
-Pages (`check_pool`)
-  1. A page's reference count is the number of tables that hold it: one for each file whose table has it, one for
-     each tail lease, and one for the fresh pages of an appending lease.
+Pages (`check_pool`, `check_host_pool`)
+  1. A page's reference count is the number of its holders: each file whose table has it, each tail lease, each lease
+     that writes for its fresh pages, and each move or migration for the pages at both of its ends.
   2. Free pages and used pages are all pages: `n_free` counts the pages without references.
-  3. The free extents on file are exactly the maximal runs of free pages, each in the class of its length.
+  3. The free extents on file are exactly the maximal runs of free pages, each in the class of its length. Free host
+     pages are on the stack once each.
 
 Files (`check_file`, `check_holders`)
-  4. A file has as many positions as tokens; its table covers them exactly, and has no page twice. A file without
-     a device has no page; a lost one has tokens, and none of its pages can be leased.
-  5. Only a file with tokens has a valid tail; a lost one has none.
-  6. An inode that nobody holds is gone. `n_open`, `n_leases`, `claimed` and `n_links` are the numbers of open
-     handles, leases, claims and names that there are.
+  4. A file has as many positions as tokens; its table covers the first `n_kv` of them exactly, and has no entry
+     twice; `n_host` counts its host entries. A file without a device has no page.
+  5. Only a file with tokens, and the K/V of all of them, has a valid tail.
+  6. An inode that nobody holds is gone. `pids`, `n_leases`, `claimed` and `n_links` agree with the open handles,
+     leases, claims and names that there are.
 
-Sharing (`check_sharing`)
+Sharing (`check_sharing`, `check_families`)
   7. A page that two files share has the same place in both tables, with the same pages before it: files share
-     beginnings. As far as both go, their tokens and positions are the same.
-  8. A page that is being written in place is written by one, and nobody needs what is overwritten: files that
-     came to share it since end before the first new token and have no tail; no lease reads its tail.
+     beginnings. As far as both go, their tokens and positions are the same. They are of one family, and all families
+     of two and more are known.
+  8. A page that is being written in place is written by one claim, or one rebuild, and nobody needs what is
+     overwritten: the K/V of others ends before the first new token; and no tail that is valid, or read by a lease, is
+     where a batch in flight stores another.
 
-Work in flight (`check_lease`)
-  9. A lease that is out is of a living inode, on its device, at its present length; its table covers what it
-     says, begins with the file's pages, and ends with its fresh ones; its copies start from the file's last page.
- 10. A claim is held, its inode is claimed, and its lease is one of those that are out.
+Work in flight (`check_lease`, `check_claim`)
+  9. A lease that is out is of a living inode, on its device, and uses no host page. Its table covers what it says,
+     begins with the pages that it stands on, and ends with its fresh ones; its copies start from the last of those.
+     An appending one stands on a resident file, or on the older one of its claim; one that rebuilds is alone, and
+     begins where the file's K/V ends, unless the file was cut.
+ 10. A claim is held, its inode is claimed, and its leases, two at most and in order, are out.
+
+Moves (`check_transfer`, `check_members`)
+ 11. A transfer that is out has as many pages to copy from as to copy to, each once, on the tiers and devices it says.
+ 12. A file is MOVING exactly when it is a member of a transfer, of one; then no batch has it. Whoever has an old page
+     of a move is a member. All pages of a file that migrates do.
 
 Names (`check_names`)
- 11. The directories are a tree; every path in it is within the limits and resolves to what is there.
- 12. Every file that has a name is known, and no number stands for two things.
+ 13. The directories are a tree; every path in it is within the limits and resolves to what is there.
+ 14. Every file that has a name is known, and no number stands for two things.
 
 Devices (`check_devices`)
- 13. A file is placed on a device that exists, which counts it.
+ 15. A file is placed on a device that exists, which counts it.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kvfs.cow import n_pages_for
+from kvfs.cow import n_pages_for, overwrites_tail
 from kvfs.fs import Kvfs
-from kvfs.inode import Inode
-from kvfs.lease import Claim, Lease, LeaseState
+from kvfs.inode import Inode, Residency
+from kvfs.lease import N_APPENDS, Claim, Lease, LeaseKind, LeaseState
+from kvfs.moves import Migration, Move, MoveKind, Transfer, TransferState
 from kvfs.namespace import Directory
 from kvfs.pages import PagePool
+from kvfs.table import PageTable, host_entry, is_host, n_host
 from sdk.abi.errors import SyscallError
 
 
@@ -52,21 +64,25 @@ class Counts(NamedTuple):
     """What is held. All zero in an empty file system, and again when everything was given back."""
 
     pages: int  # used, on all devices
+    host_pages: int
     inodes: int
     directories: int  # beside the root
     open_files: int
     claims: int
     leases: int
+    transfers: int
 
 
 def counts(fs: Kvfs) -> Counts:
     return Counts(
         pages=sum(pool.n_pages - pool.n_free for pool in fs.pools.values()),
+        host_pages=sum(pool.n_host_used for pool in fs.pools.values()),
         inodes=len(fs.files),
         directories=fs.names.n_directories - 1,
         open_files=len(fs.open_files),
         claims=len(fs.claims),
         leases=len(fs.leases),
+        transfers=len(fs.transfers),
     )
 
 
@@ -74,29 +90,48 @@ def check(fs: Kvfs) -> list[str]:
     """Every broken invariant, one line each; empty when all hold."""
     return [
         *(line for pool in fs.pools.values() for line in check_pool(fs, pool)),
+        *(line for pool in fs.pools.values() for line in check_host_pool(fs, pool)),
         *(line for inode in fs.files.values() for line in check_file(inode)),
         *check_holders(fs),
         *check_sharing(fs),
+        *check_families(fs),
         *(line for lease in fs.leases for line in check_lease(fs, lease)),
         *(line for claim in fs.claims for line in check_claim(fs, claim)),
+        *(line for transfer in fs.transfers for line in check_transfer(fs, transfer)),
+        *check_members(fs),
         *check_names(fs),
         *check_devices(fs),
     ]
 
 
-def check_pool(fs: Kvfs, pool: PagePool) -> Iterator[str]:
+# --- pages ---
+
+
+def _held(fs: Kvfs, pool: PagePool) -> "Counter[int]":
+    """Holders of each entry of a device, of both tiers."""
     held: Counter[int] = Counter()
     for inode in fs.files.values():
         if inode.pool is pool:
             held.update(inode.table)
     for lease in fs.leases:
         if lease.pool is pool:
-            held.update(lease.pages if lease.claim is None else lease.fresh)
-    for page in held.keys() - range(pool.n_pages):
-        yield f"{pool.name}: page {page} does not exist and is in a table"
+            held.update(lease.pages if lease.kind is LeaseKind.TAIL else lease.fresh)
+    for transfer in fs.transfers:
+        if transfer.pool_from is pool:
+            held.update(transfer.entries_from)
+        if transfer.pool_to is pool:
+            held.update(transfer.entries_to)
+    return held
+
+
+def check_pool(fs: Kvfs, pool: PagePool) -> Iterator[str]:
+    held = _held(fs, pool)
+    for page in sorted(held):
+        if not is_host(page) and page >= pool.n_pages:
+            yield f"{pool.name}: page {page} does not exist and is in a table"
     for page, n in enumerate(pool.refs):
         if n != held[page]:
-            yield f"{pool.name}: page {page} counts {n} references and {held[page]} tables hold it"
+            yield f"{pool.name}: page {page} counts {n} references and has {held[page]} holders"
     n_free = pool.refs.count(0)
     if pool.n_free != n_free:
         yield f"{pool.name}: {pool.n_free} pages are counted free and {n_free} are"
@@ -116,6 +151,21 @@ def _free_runs(refs: list[int]) -> Iterator[tuple[int, int]]:
             first = None
 
 
+def check_host_pool(fs: Kvfs, pool: PagePool) -> Iterator[str]:
+    held, host = _held(fs, pool), pool.host
+    for entry in sorted(held):
+        if entry >= host_entry(host.n_pages):
+            yield f"{pool.name}: host entry {entry:#x} does not exist and is in a table"
+    for page, n in enumerate(host.refs):
+        if n != held[host_entry(page)]:
+            yield f"{pool.name}: host page {page} counts {n} references and has {held[host_entry(page)]} holders"
+    if sorted(host.free) != [page for page, n in enumerate(host.refs) if not n]:
+        yield f"{pool.name}: the free host pages are {sorted(host.free)}, and that is wrong"
+
+
+# --- files ---
+
+
 def check_file(inode: Inode) -> Iterator[str]:
     name = f"file #{inode.ino}"
     n_tokens, n_pages = len(inode.tokens), len(inode.table)
@@ -123,64 +173,106 @@ def check_file(inode: Inode) -> Iterator[str]:
         yield f"{name}: {n_tokens} tokens with {len(inode.positions)} positions"
     if len(set(inode.table)) != n_pages:
         yield f"{name}: a page twice in the table {inode.table.tolist()}"
-    if inode.pool is not None and n_pages != n_pages_for(n_tokens, inode.pool.page_size):
-        yield f"{name}: {n_pages} pages of {inode.pool.page_size} for {n_tokens} tokens"
-    if inode.pool is None and (n_pages or (n_tokens and not inode.lost)):
-        yield f"{name}: {n_tokens} tokens in {n_pages} pages on no device, lost {inode.lost}"
-    if inode.lost and not n_tokens:
-        yield f"{name}: lost without a token"
-    if inode.tail_valid and (inode.lost or not n_tokens):
-        yield f"{name}: a valid tail of {n_tokens} tokens, lost {inode.lost}"
+    if inode.n_kv > n_tokens:
+        yield f"{name}: KV of {inode.n_kv} tokens, and there are {n_tokens}"
+    if inode.pool is not None and n_pages != n_pages_for(inode.n_kv, inode.pool.page_size):
+        yield f"{name}: {n_pages} pages of {inode.pool.page_size} for the KV of {inode.n_kv} tokens"
+    if inode.pool is None and (n_pages or inode.n_kv):
+        yield f"{name}: KV of {inode.n_kv} tokens in {n_pages} pages on no device"
+    if inode.n_host != n_host(inode.table):
+        yield f"{name}: {inode.n_host} of its pages are counted in host memory and {n_host(inode.table)} are"
+    if inode.tail_valid and not 0 < n_tokens == inode.n_kv:
+        yield f"{name}: a valid tail of {n_tokens} tokens with the KV of {inode.n_kv}"
 
 
 def check_holders(fs: Kvfs) -> Iterator[str]:
-    n_open = Counter(f.inode.ino for f in fs.open_files)
+    pids: dict[int, list[int]] = {}
+    for f in fs.open_files:
+        pids.setdefault(f.inode.ino, []).append(f.pid)
     n_leases = Counter(lease.inode.ino for lease in fs.leases)
     n_claims = Counter(claim.inode.ino for claim in fs.claims)
     for ino, inode in fs.files.items():
         if not inode.is_held:
             yield f"file #{ino}: nobody holds it and it is there"
-        if (inode.n_open, inode.n_leases, int(inode.claimed)) != (n_open[ino], n_leases[ino], n_claims[ino]):
+        opened = sorted(pids.get(ino, []))
+        if (sorted(inode.pids), inode.n_leases, int(inode.claimed)) != (opened, n_leases[ino], n_claims[ino]):
             yield (
-                f"file #{ino}: says open {inode.n_open}, leases {inode.n_leases}, claimed {inode.claimed}; "
-                f"there are {n_open[ino]} handles, {n_leases[ino]} leases, {n_claims[ino]} claims"
+                f"file #{ino}: says open by {inode.pids}, leases {inode.n_leases}, claimed {inode.claimed}; "
+                f"there are {opened}, {n_leases[ino]} leases, {n_claims[ino]} claims"
             )
-    for ino in (n_open.keys() | n_leases.keys() | n_claims.keys()) - fs.files.keys():
+    for ino in (pids.keys() | n_leases.keys() | n_claims.keys()) - fs.files.keys():
         yield f"file #{ino}: is gone and somebody holds it"
 
 
+# --- sharing ---
+
+Holders = dict[tuple[str, int], list[tuple[Inode, int]]]  # (device, entry) → files that have it, and where
+Writers = dict[tuple[str, int], Claim | Lease]  # (device, page) → who writes it in place
+
+
 def check_sharing(fs: Kvfs) -> Iterator[str]:
-    holders: dict[tuple[str, int], list[tuple[Inode, int]]] = {}
+    holders: Holders = {}
     for inode in fs.files.values():
-        for index, page in enumerate(inode.table):
+        for index, entry in enumerate(inode.table):
             if inode.pool is not None:
-                holders.setdefault((inode.pool.name, page), []).append((inode, index))
-    for (device, page), held in holders.items():
-        yield from _check_shared(f"{device}: page {page}", held)
+                holders.setdefault((inode.pool.name, entry), []).append((inode, index))
+    for (device, entry), held in holders.items():
+        yield from _check_shared(f"{device}: page {entry:#x}", held)
+    writers: Writers = {}
     for lease in fs.leases:
-        if lease.claim is None or lease.copies or lease.n_before >= len(lease.inode.table) * lease.pool.page_size:
-            continue  # writes no page that was there before
-        for page in lease.inode.table[-1:]:
-            name = f"{lease.device}: page {page} is written in place for file #{lease.inode.ino}"
-            for inode, _ in holders.get((lease.device, page), ()):
-                if len(inode.tokens) > lease.n_before + lease.n_again or inode.tail_valid:
-                    yield f"{name} and file #{inode.ino} needs what is there"
-            readers = [reader for reader in fs.leases if reader.claim is None and reader.pool is lease.pool]
-            if any(reader.pages[-1] == page for reader in readers):
-                yield f"{name} and a lease reads its tail"
+        is_cut = lease.kind is LeaseKind.REBUILD and not lease.inode.n_rebuilt  # what it writes is nobody's any more
+        if lease.kind is not LeaseKind.TAIL and not is_cut:
+            yield from _check_write(fs, lease, holders, writers)
 
 
 def _check_shared(name: str, held: list[tuple[Inode, int]]) -> Iterator[str]:
     """One page against all files that have it, each with the place of the page in its table."""
-    a, i = max(held, key=lambda h: len(h[0].tokens))
+    a, i = max(held, key=lambda h: h[0].n_kv)
     for b, j in held:
         if i != j or a.table[max(i - 1, 0) : i] != b.table[max(i - 1, 0) : i]:
             yield f"{name} is not of a common beginning of files #{a.ino} and #{b.ino}"
             continue
         assert b.pool is not None
-        slots = slice(i * b.pool.page_size, min(len(b.tokens), (i + 1) * b.pool.page_size))
+        slots = slice(i * b.pool.page_size, min(b.n_kv, (i + 1) * b.pool.page_size))
         if a.tokens[slots] != b.tokens[slots] or a.positions[slots] != b.positions[slots]:
             yield f"{name} is shared by files #{a.ino} and #{b.ino}, which differ in their tokens"
+        if a.family != b.family:
+            yield f"{name} is shared by files #{a.ino} and #{b.ino}, which are no relatives"
+
+
+def _check_write(fs: Kvfs, lease: Lease, holders: Holders, writers: Writers) -> Iterator[str]:
+    """What the batch of a lease writes over."""
+    first, last, me = lease.n_before // lease.pool.page_size, lease.pages[-1], f"for file #{lease.inode.ino}"
+    for inode, _ in holders.get((lease.device, last), ()):
+        if inode.tail_valid and overwrites_tail(lease.pages, lease.n_end, inode.table, inode.n_kv):
+            yield f"{lease.device}: page {last} gets a tail {me} over that of file #{inode.ino}"
+    for reader in fs.leases:
+        read = reader.kind is LeaseKind.TAIL and reader.pool is lease.pool
+        if read and overwrites_tail(lease.pages, lease.n_end, reader.pages, reader.n_before):
+            yield f"{lease.device}: page {last} gets a tail {me} and a lease reads another there"
+    for page in lease.pages[first : first + 1]:
+        if page in lease.fresh:
+            continue
+        writer = lease.claim or lease
+        if writers.setdefault((lease.device, page), writer) is not writer:
+            yield f"{lease.device}: page {page} is written in place {me} and for somebody else"
+        for inode, _ in holders.get((lease.device, page), ()):
+            if inode.n_kv > lease.n_before + lease.n_again:
+                yield f"{lease.device}: page {page} is written in place {me} and file #{inode.ino} needs what is there"
+
+
+def check_families(fs: Kvfs) -> Iterator[str]:
+    found: dict[int, list[int]] = {}
+    for ino, inode in fs.files.items():
+        found.setdefault(inode.family, []).append(ino)
+    known = {number: list(members) for number, members in fs.families.members.items()}
+    for number in found.keys() | known.keys():
+        have = found.get(number, [])
+        if sorted(known.get(number, have if len(have) < 2 else [])) != sorted(have):
+            yield f"family {number} is {have}, and is on record as {known.get(number)}"
+
+
+# --- work in flight ---
 
 
 def check_lease(fs: Kvfs, lease: Lease) -> Iterator[str]:
@@ -191,33 +283,102 @@ def check_lease(fs: Kvfs, lease: Lease) -> Iterator[str]:
         yield f"{name}: the file is gone"
     if fs.pools.get(lease.device) is not lease.pool:
         yield f"{name}: its device {lease.device} is gone"
-    if len(lease.pages) != n_pages_for(lease.n_before + lease.n_new, lease.pool.page_size):
-        yield f"{name}: {len(lease.pages)} pages for {lease.n_before} and {lease.n_new} tokens"
+    if len(lease.pages) != n_pages_for(lease.n_end, lease.pool.page_size) or n_host(lease.pages):
+        yield f"{name}: the pages {lease.pages.tolist()} for {lease.n_before} and {lease.n_new} tokens"
     if not lease.n_new == len(lease.tokens) == len(lease.positions):
         yield f"{name}: {lease.n_new} new tokens, {len(lease.tokens)} given with {len(lease.positions)} positions"
-    if lease.claim is None:
-        if lease.n_new or lease.fresh or lease.copies:
+    if lease.kind is LeaseKind.TAIL:
+        if lease.fresh or lease.copies:
             yield f"{name}: reads the tail and would write"
-        return
-    if not lease.n_new:
-        yield f"{name}: appends nothing"
-    if lease.claim.lease is not lease or lease.claim not in fs.claims:
+    elif lease.kind is LeaseKind.APPEND:
+        yield from _check_append(name, lease)
+    elif inode.n_rebuilt:
+        slots = slice(inode.n_kv, inode.n_rebuilt)
+        if inode.n_leases != 1 or (lease.n_before, lease.n_end) != (inode.n_kv, inode.n_rebuilt):
+            yield f"{name}: computes {lease.n_before} … {lease.n_end} again, beside others or other than it should"
+        if (lease.tokens, lease.positions) != (inode.tokens[slots], inode.positions[slots]):
+            yield f"{name}: computes other tokens again than the file has"
+        yield from _check_pages(name, lease, inode.table)
+
+
+def _check_append(name: str, lease: Lease) -> Iterator[str]:
+    inode, claim = lease.inode, lease.claim
+    if claim is None or lease not in claim.leases:
         yield f"{name}: its claim does not know it"
-    if lease.n_before + lease.n_again != len(inode.tokens) or lease.pool is not inode.pool:
+        return
+    if not lease.n_new or (lease.chained and lease.n_new != 1):
+        yield f"{name}: appends {lease.n_new} tokens, chained {lease.chained}"
+    if inode.residency is not Residency.RESIDENT:
+        yield f"{name}: the file is {inode.residency.value} under it"
+    older = claim.leases[0]
+    if older is not lease and lease.n_again:
+        yield f"{name}: computes again what is not committed yet"
+    table, n_end = (inode.table, len(inode.tokens)) if older is lease else (older.pages, older.n_end)
+    if lease.n_before + lease.n_again != n_end or lease.pool is not inode.pool:
         yield f"{name}: the file has moved on under it"
-    kept = inode.table[:-1] if lease.copies else inode.table
-    if lease.pages != kept + lease.fresh:
-        yield f"{name}: its table is not the file's with the fresh pages"
-    if lease.copies and lease.copies != [(inode.table[-1], lease.fresh[0])]:
-        yield f"{name}: copies {lease.copies}, and the last page is {inode.table[-1]}"
+    yield from _check_pages(name, lease, table)
+
+
+def _check_pages(name: str, lease: Lease, table: "PageTable[int]") -> Iterator[str]:
+    """A lease against the table that it stands on."""
+    if lease.pages != (table[:-1] if lease.copies else table) + lease.fresh:
+        yield f"{name}: its table is not what it stands on with the fresh pages"
+    if lease.copies and lease.copies != [(table[-1], lease.fresh[0])]:
+        yield f"{name}: copies {lease.copies}, and the last page is {table[-1]}"
 
 
 def check_claim(fs: Kvfs, claim: Claim) -> Iterator[str]:
     name = f"claim on file #{claim.inode.ino}"
     if not claim.is_held or not claim.inode.claimed or claim.inode.ino not in fs.files:
         yield f"{name}: is released, or its file is gone"
-    if claim.lease is not None and (claim.lease not in fs.leases or claim.lease.claim is not claim):
-        yield f"{name}: its lease is not out"
+    if len(claim.leases) > N_APPENDS or any(x not in fs.leases or x.claim is not claim for x in claim.leases):
+        yield f"{name}: of its {len(claim.leases)} leases one is not out, or it is one too many"
+
+
+# --- moves ---
+
+
+def check_transfer(fs: Kvfs, transfer: Transfer) -> Iterator[str]:
+    name = f"move from {transfer.pool_from.name} to {transfer.pool_to.name}"
+    if transfer.state is not TransferState.OUT:
+        yield f"{name}: is {transfer.state.value} and counted as out"
+    for pool, entries in ((transfer.pool_from, transfer.entries_from), (transfer.pool_to, transfer.entries_to)):
+        if fs.pools.get(pool.name) is not pool:
+            yield f"{name}: device {pool.name} is gone"
+        if len(set(entries)) != len(entries) or len(entries) != len(transfer.entries_from):
+            yield f"{name}: {len(transfer.entries_from)} pages, and {len(set(entries))} different ones at one end"
+    kind = transfer.kind if isinstance(transfer, Move) else None
+    for entries, is_right in (
+        (transfer.entries_from, kind is MoveKind.IN),
+        (transfer.entries_to, kind is MoveKind.OUT),
+    ):
+        if n_host(entries) != (len(entries) if is_right else 0):
+            yield f"{name}: {n_host(entries)} of {len(entries)} pages at one end are in host memory"
+    old = set(transfer.entries_from)
+    for inode in fs.files.values():
+        if inode.pool is not transfer.pool_from:
+            continue
+        if isinstance(transfer, Migration):
+            if inode.ino in transfer.members and not old.issuperset(inode.table):
+                yield f"{name}: file #{inode.ino} migrates with pages that do not"
+        elif inode.ino not in transfer.members and not old.isdisjoint(inode.table):
+            yield f"{name}: file #{inode.ino} has pages of it and is not a member"
+
+
+def check_members(fs: Kvfs) -> Iterator[str]:
+    n_moves = Counter(ino for transfer in fs.transfers for ino in transfer.members)
+    for ino, inode in fs.files.items():
+        if int(inode.moving) != n_moves[ino]:
+            yield f"file #{ino}: says moving {inode.moving}, and is in {n_moves[ino]} moves"
+        if inode.moving and inode.n_leases:
+            yield f"file #{ino}: is moving and has {inode.n_leases} leases out"
+    for transfer in fs.transfers:
+        for ino, inode in transfer.members.items():
+            if fs.files.get(ino) is not inode or inode.pool is not transfer.pool_from:
+                yield f"file #{ino}: is in a move, and gone or on another device"
+
+
+# --- names and devices ---
 
 
 def check_names(fs: Kvfs) -> Iterator[str]:

@@ -1,46 +1,69 @@
 """Inodes: what a KV file is, apart from its names and handles.
 
-A KV file is a list of tokens with their positions, whose K/V is in pages on one device. The inode has the
-tokens, the page table, and `tail_valid`: whether the stored hidden state after the last token can be read, so
-that the distribution of the next token needs no computing.
+A KV file is a list of tokens with their positions. Its K/V is a cache of them, in pages on one device: it can be
+moved to host memory, dropped or lost, and computed again from the tokens. The inode has the tokens, the page table,
+`n_kv`: how many of the leading tokens have their K/V in those pages, and `tail_valid`: whether the stored hidden
+state after the last token can be read, so that the distribution of the next token needs no computing.
 
-An inode lives while somebody holds it: a name (`n_links`), an open handle (`n_open`), the claim of a call that
+An inode lives while somebody holds it: a name (`n_links`), an open handle (`pids`), the claim of a call that
 writes it (`claimed`), or a batch in flight (`n_leases`). When the last of them goes, its pages are dropped and
 its number is never used again. So a file can be unlinked while it is open, and closed while it is written.
 
-Where it is:
+Where its K/V is (`Residency`; the first of these that applies):
 
-    unplaced   pool is None, not lost     no pages; the kernel may choose any device
-    placed     pool is set                the table covers exactly the tokens
-    lost       lost                       the worker is gone, and the KV with it; the tokens are still readable
+    MOVING     a move or migration is out that has pages of it: they stay where they are until it is committed
+    SWAPPED    some of its pages are in host memory
+    PARTIAL    n_kv < n_tokens: its worker is gone, or its pages were dropped; tokens n_kv … are to be computed again
+    RESIDENT   all on the device; also an empty file, placed or not. Only then can it be written, or its tail read.
 
-    create → unplaced ──place──► placed ──the device goes──► lost ──truncate to 0──► unplaced
-                                   └──the device goes, no tokens──► unplaced
+    RESIDENT ──swap_out──► MOVING ──commit_move──► SWAPPED ──swap_in──► MOVING ──commit_move──► RESIDENT
+       ├────────migrate──► MOVING ──commit_migration──► RESIDENT, on another device
+       └─drop, the device goes──► PARTIAL, unplaced ──place──► PARTIAL ──(lease_rebuild, commit)*──► RESIDENT
 
-How it is written, by one call at a time:
+How it is written, by one call at a time, with up to two leases out:
 
     claim ── lease ─► batch ─► commit ── lease ─► batch ─► commit ── … ── release
                          └───► abandon ──┘
 
-A lease changes nothing here but `n_leases`, and `tail_valid` when the batch will write in place: the table and
+A lease changes nothing here but `n_leases`, and `tail_valid` when the batch will write over the tail: the table and
 the tokens are replaced by commit alone. Whoever looks in between, a fork, a reader, `fsck`, sees the file as
-committed. Truncating is refused while somebody else has the claim, since the writer knows the length.
+committed. Truncating is refused while somebody else has the claim, since the writer knows the length. While tokens
+are computed again nobody writes, but anybody may truncate: then what was computed is of no use (`n_rebuilt`).
 
-Which module changes what: `n_links` is namespace.py's, `n_open` openfile.py's, `claimed` and `n_leases`
-lease.py's; lease.py also commits. Never add here: names, permissions, how pages are found.
+Which module changes what: `n_links` is namespace.py's, `pids` openfile.py's, `claimed` and `n_leases` lease.py's,
+`moving` moves.py's, `family` family.py's; lease.py and moves.py also commit. Never add here: names, permissions,
+how pages are found.
 """
 
 from array import array
 from collections import deque
+from enum import Enum
 from typing import ClassVar
 
 from kvfs import cow
-from kvfs.pages import NO_PAGES, PagePool
-from sdk.abi.errors import Busy, CrossDevice, DeviceLost, InvalidArgument, KernelPanic
+from kvfs.pages import PagePool
+from kvfs.table import NO_PAGES, is_host, n_host
+from sdk.abi.errors import Busy, CrossDevice, InvalidArgument, KernelPanic
 from sdk.abi.values import FileKind, Stat
 
 FILE_MODE = 0o644  # everybody reads, the owner writes
 N_EVENTS = 32  # of an inode's story, the newest
+
+
+class Residency(Enum):
+    """Where the K/V of a file is, and so what is to be done before a batch can use it."""
+
+    RESIDENT = "resident"  # nothing
+    PARTIAL = "partial"  # place it, compute it again
+    SWAPPED = "swapped"  # move it back in
+    MOVING = "moving"  # wait for the end of the move
+
+
+WAIT_FOR = {
+    Residency.PARTIAL: "the KV of this file was dropped: it has to be computed again first",
+    Residency.SWAPPED: "this file is in host memory: it has to be moved back first",
+    Residency.MOVING: "this file is being moved: wait for the end of that",
+}
 
 
 class Inode:
@@ -50,91 +73,117 @@ class Inode:
     __slots__ = (
         "claimed",
         "created_s",
+        "family",
         "ino",
-        "lost",
         "modified_s",
+        "moving",
+        "n_host",
+        "n_kv",
         "n_leases",
         "n_links",
-        "n_open",
+        "n_rebuilt",
         "owner",
+        "pids",
         "pool",
         "positions",
         "story",
         "table",
         "tail_valid",
         "tokens",
+        "used_s",
     )
 
     def __init__(self, ino: int, owner: str, now: float) -> None:
         self.ino = ino
         self.owner = owner
+        self.family = ino  # number shared by the files that were forked from one another
         self.created_s = now
         self.modified_s = now
+        self.used_s = now  # opened, forked, or its tail read; writing is `modified_s`
         # Who holds it.
         self.n_links = 0
-        self.n_open = 0
+        self.pids: list[int] = []  # one for each open handle: the process that has it
         self.claimed = False
-        self.n_leases = 0  # out; that of the claim and those that read the tail
+        self.n_leases = 0  # out; those of the claim, those that read the tail, and that which computes again
         # What is in it. `tokens` and `positions` are u32 and equally long.
         self.tokens = array("I")
         self.positions = array("I")
-        self.tail_valid = False  # only with tokens, and never while a batch writes the last page in place
+        self.tail_valid = False  # only when all K/V is there, and never when a batch in flight writes over it
         # Where it is.
         self.pool: PagePool | None = None
-        self.table = NO_PAGES  # replaced, never changed; covers `tokens` exactly unless the file is lost
-        self.lost = False  # only with tokens; the table is empty as soon as the device is removed
+        self.table = NO_PAGES  # replaced, never changed; covers the first `n_kv` tokens exactly
+        self.n_kv = 0
+        self.n_host = 0  # entries of the table in host memory
+        self.n_rebuilt = 0  # what `n_kv` will be when the batch that computes again is committed; 0: there is none
+        self.moving = False
         self.story: deque[tuple[float | None, str]] = deque(maxlen=N_EVENTS)
 
     @property
     def is_held(self) -> bool:
-        return self.n_links + self.n_open + self.n_leases > 0 or self.claimed
+        return bool(self.pids) or self.claimed or self.n_links + self.n_leases > 0
 
     @property
     def next_position(self) -> int:
         """The position after the last token's; 0 in an empty file."""
         return self.positions[-1] + 1 if self.positions else 0
 
+    @property
+    def residency(self) -> Residency:
+        if self.moving:
+            return Residency.MOVING
+        if self.n_host:
+            return Residency.SWAPPED
+        return Residency.PARTIAL if self.n_kv < len(self.tokens) else Residency.RESIDENT
+
+    @property
+    def n_resident(self) -> int:
+        """Tokens whose K/V is on the device."""
+        if not self.n_host or self.pool is None:
+            return self.n_kv
+        size = self.pool.page_size
+        return sum(min(size, self.n_kv - i * size) for i, entry in enumerate(self.table) if not is_host(entry))
+
     def stat(self) -> Stat:
         return Stat(
             ino=self.ino,
             kind=self.kind,
             n_tokens=len(self.tokens),
-            n_pages=len(self.table),
+            n_resident=self.n_resident,
+            n_pages=len(self.table) - self.n_host,
+            n_host_pages=self.n_host,
             n_shared_pages=self.pool.n_shared(self.table) if self.pool else 0,
             n_links=self.n_links,
-            n_open=self.n_open,
+            n_open=len(self.pids),
             owner=self.owner,
             mode=FILE_MODE,
             worker=self.pool.name if self.pool and self.table else None,
-            lost=self.lost,
             created_s=self.created_s,
             modified_s=self.modified_s,
         )
 
     # --- where it is ---
 
-    def need_kv(self) -> None:
-        """Raises DeviceLost when the worker that had the file is gone."""
-        if self.lost:
-            raise DeviceLost("the worker that held this file is gone: compute its tokens again in a new file")
+    def need_resident(self) -> None:
+        """Raises Busy when some of the K/V is not on the device, or is about to leave it."""
+        if self.moving or self.n_host or self.n_kv != len(self.tokens):
+            raise Busy(WAIT_FOR[self.residency])
 
     def place(self, pool: PagePool) -> None:
         """Choose the device of a file without pages; no change if it is there already.
 
-        Raises DeviceLost; CrossDevice when its pages are elsewhere; Busy when a batch in flight may give it some."""
-        self.need_kv()
+        Raises CrossDevice when its pages are elsewhere; Busy when a batch in flight, or a move, may give it some."""
         if pool is self.pool:
             return
         if self.table:
             assert self.pool is not None
-            raise CrossDevice(f"this file is on {self.pool.name}, not on {pool.name}: compute its tokens again there")
-        if self.n_leases:
-            raise Busy("a batch of this file is in flight: place it after that")
+            raise CrossDevice(f"this file is on {self.pool.name}, not on {pool.name}: migrate it, or drop its pages")
+        if self.n_leases or self.moving:
+            raise Busy("a batch or a move of this file is in flight: place it after that")
         self.move_to(pool)
         self.note(f"place on {pool.name}")
 
     def move_to(self, pool: PagePool | None) -> None:
-        """Change the device of a file without pages, and both devices' counts of files."""
+        """Change the device, and both devices' counts of files. The table is the caller's to see to."""
         if self.pool is not None:
             self.pool.n_files -= 1
         if pool is not None:
@@ -142,47 +191,45 @@ class Inode:
         self.pool = pool
 
     def fork_into(self, child: "Inode") -> None:
-        """Make an empty inode the copy-on-write copy of this one, as committed. Raises DeviceLost."""
-        self.need_kv()
+        """Make an empty inode the copy-on-write copy of this one, as committed, wherever its pages are."""
         child.move_to(self.pool)
         if self.pool is not None:
             child.table = cow.share(self.pool, self.table)
         child.tokens = self.tokens[:]
         child.positions = self.positions[:]
+        child.n_kv, child.n_host = self.n_kv, self.n_host
         child.tail_valid = self.tail_valid
         self.note(f"fork into #{child.ino}")
 
     def truncate(self, n_tokens: int, now: float) -> None:
-        """Keep the first `n_tokens` tokens. To 0 also makes a lost file an empty one that can be placed anew.
-
-        Raises InvalidArgument when there are fewer."""
+        """Keep the first `n_tokens` tokens. Raises InvalidArgument when there are fewer."""
         if not 0 <= n_tokens <= len(self.tokens):
             raise InvalidArgument(f"cannot keep {n_tokens} tokens: this file has {len(self.tokens)}")
         if n_tokens == len(self.tokens):
             return
-        if self.pool is not None:
-            self.table = cow.cut(self.pool, self.table, n_tokens)
-        if self.lost and not n_tokens:
-            self.move_to(None)
-            self.lost = False
+        if n_tokens < self.n_rebuilt:
+            self.n_rebuilt = 0
+        self.cut_kv(n_tokens)
         del self.tokens[n_tokens:]
         del self.positions[n_tokens:]
         self.tail_valid = False
         self.modified_s = now
         self.note(f"truncate to {n_tokens}", now)
 
-    def lose(self) -> None:
-        """The device is gone: nobody may use the pages again. They are dropped when the device is removed."""
+    def cut_kv(self, n_tokens: int) -> None:
+        """Keep the K/V of the first `n_tokens` tokens at most."""
+        if self.pool is None or n_tokens >= self.n_kv:
+            return
+        self.table = cow.cut(self.pool, self.table, n_tokens)
+        self.n_kv = n_tokens
+        self.n_host = self.n_host and n_host(self.table)
+        self.n_rebuilt = 0
         self.tail_valid = False
-        if self.tokens and not self.lost:
-            self.lost = True
-            self.note("lost")
 
-    def drop_pages(self) -> None:
-        """Leave the device: the inode dies, or the device is removed."""
-        if self.pool is not None:
-            self.pool.drop(self.table)
-        self.table = NO_PAGES
+    def leave(self) -> None:
+        """Be on no device: the pages are dropped, the device is removed, or the inode dies."""
+        self.cut_kv(0)
+        self.n_rebuilt = 0
         self.move_to(None)
 
     # --- its story ---
@@ -193,8 +240,9 @@ class Inode:
     def panic(self, what: str) -> KernelPanic:
         """The error to raise when an invariant of this inode is broken, with what happened to it."""
         story = "; ".join(event if now is None else f"{now:.3f} {event}" for now, event in self.story)
-        place = "lost" if self.lost else self.pool.name if self.pool else "unplaced"
+        place = self.pool.name if self.pool else "unplaced"
         return KernelPanic(
-            f"file #{self.ino}: {what} [{len(self.tokens)} tokens in {len(self.table)} pages, {place}; "
-            f"links {self.n_links}, open {self.n_open}, claimed {self.claimed}, leases {self.n_leases}; story: {story}]"
+            f"file #{self.ino}: {what} [{len(self.tokens)} tokens, {self.n_kv} of them in {len(self.table)} pages, "
+            f"{self.residency.value}, {place}; links {self.n_links}, open {len(self.pids)}, claimed {self.claimed}, "
+            f"leases {self.n_leases}; story: {story}]"
         )

@@ -5,18 +5,28 @@ A **lease** is one in-flight batch's right to pages, and it ends exactly once:
 
     OUT ── commit ───► COMMITTED     the batch ran: its tokens are part of the file
      ├──── abandon ──► ABANDONED     it did not run, or nobody wants the result
-     └──── lose ─────► LOST ── abandon ──► ABANDONED     the device was removed first; its owner may yet say so
+     └──── lose ─────► LOST ── abandon ──► ABANDONED     its pages went first; its owner may yet say so
 
-An appending lease belongs to a claim, one at a time. The file's table stays as it is until commit; the lease
-has its own, with the fresh pages. So abandoning gives back the fresh pages and that is all, whether a copy into
-them was done or not. Only the tail is different: a batch that writes in place (`cow.py`) may have run before it
-was abandoned, so the file's tail is not valid from the lease to the next commit. A file that lost its tail so, or
-by truncation, gets it back by a lease that computes its last token again, with or without more after it: the K/V
-written is what was there, so whoever shares the page by then may go on reading it.
+An **appending** lease belongs to a claim, which can have two of them out: that of the running batch, and that of the
+one behind it, which continues from the first as if it were committed. They are committed oldest first and abandoned
+newest first. The token of the second may be what the first one's batch draws: then the lease is *chained*, and told
+its token before it is committed. The file's table stays as it is until commit; a lease has its own, with the fresh
+pages. So abandoning gives back the fresh pages and that is all, whether a copy into them was done or not. Only the
+tail is different: a batch may have run before it was abandoned, so a tail that it writes over (`cow.py`) is not
+valid from the lease on. A file that lost its tail so, or by truncation, gets it back by a lease that computes its
+last token again, with or without more after it: the K/V written is what was there, so whoever shares the page by
+then may go on reading it.
 
-A lease on the tail reads what is stored after the last token and computes nothing. It holds the file's whole
+A page is written in place or copied as things are when the lease is taken. If the file is forked between two leases
+of its claim, the second one copies the page that the first one writes in place, after the batch of the first.
+
+A lease on the **tail** reads what is stored after the last token and computes nothing. It holds the file's whole
 table as a fork would; hence a writer that comes later copies the last page rather than write under the reader.
 It needs no claim, and there may be many.
+
+A lease that **rebuilds** computes tokens of the file again whose K/V is gone, at their stored positions. It needs no
+claim, and there is no other lease beside it, since the file can be neither written nor read before it is whole.
+Truncating the file meanwhile makes it useless: committing it then gives back its pages and nothing more.
 
 Batches run in order on a device. So pages dropped when a lease ends can be handed out at once: whatever writes
 them next runs after the batch that had them, even if an abandoned batch is still on its way. An abandoned lease
@@ -30,11 +40,13 @@ from collections.abc import Sequence
 from enum import Enum
 
 from kvfs import cow
-from kvfs.inode import Inode
-from kvfs.pages import NO_PAGES, PagePool, PageTable
+from kvfs.inode import Inode, Residency
+from kvfs.pages import PagePool
+from kvfs.table import NO_PAGES, PageTable
 from sdk.abi.errors import Busy, InvalidArgument
 
 NO_TOKENS = array("I")
+N_APPENDS = 2  # leases of one claim: the running batch's, and one ahead of it
 
 
 class LeaseState(Enum):
@@ -44,21 +56,30 @@ class LeaseState(Enum):
     LOST = "lost"
 
 
+# Looking up an enum's member takes 70 ns before Python 3.12, and every row of every batch does it thrice.
+OUT, COMMITTED, ABANDONED, LOST = LeaseState
+
+
+class LeaseKind(Enum):
+    APPEND = "append"
+    TAIL = "tail"
+    REBUILD = "rebuild"
+
+
 class Claim:
     """The exclusive right to append to a file."""
 
-    __slots__ = ("inode", "is_held", "lease")
+    __slots__ = ("inode", "is_held", "leases")
 
     def __init__(self, inode: Inode) -> None:
-        """Raises DeviceLost, and Busy when another claim is held."""
-        inode.need_kv()
+        """Raises Busy when another claim is held."""
         if inode.claimed:
             raise Busy("another call is writing this file: wait for it, or fork the file")
         inode.claimed = True
         inode.note("claim")
         self.inode = inode
         self.is_held = True
-        self.lease: Lease | None = None  # the one that is out
+        self.leases: list[Lease] = []  # that are out, oldest first
 
     def live(self) -> Inode:
         """The file behind it. Raises KernelPanic when the claim is released."""
@@ -68,7 +89,7 @@ class Claim:
 
     def idle(self) -> Inode:
         """The file behind it, with no batch of this claim in flight. Raises KernelPanic otherwise."""
-        if self.lease is not None:
+        if self.leases:
             raise self.inode.panic("the claim has a lease out")
         return self.live()
 
@@ -84,6 +105,7 @@ class Lease:
     """One batch's right to pages. All fields are facts for the batch and must not be changed."""
 
     __slots__ = (
+        "chained",
         "claim",
         "copies",
         "fresh",
@@ -95,6 +117,7 @@ class Lease:
         "pool",
         "positions",
         "state",
+        "tail_lost",
         "tokens",
     )
 
@@ -108,62 +131,104 @@ class Lease:
         copies: cow.Copies,
         tokens: "array[int]",
         positions: "array[int]",
+        n_before: int,
         n_again: int = 0,
+        chained: bool = False,
     ) -> None:
         self.inode = inode
         self.pool = pool
-        self.claim = claim  # None: it reads the tail
+        self.claim = claim  # whose lease it is, if it appends
         self.pages = pages  # page table that covers n_before + n_new tokens; an immutable value, good to the end
         self.fresh = fresh  # of those, the pages allocated for it, destinations of copies included
         self.copies = copies  # (source page, destination page), to be done before the step
         self.tokens = tokens  # u32, [n_new]
         self.positions = positions  # u32, [n_new]
-        self.n_again = n_again  # the first of `tokens` are the file's last ones, computed once more
-        self.n_before = len(inode.tokens) - n_again  # tokens whose K/V is in the pages already, and stays
+        self.n_before = n_before  # tokens whose K/V is in the pages already, and stays
         self.n_new = len(tokens)
-        self.state = LeaseState.OUT
+        self.n_again = n_again  # the first of `tokens` are the file's last ones, computed once more
+        self.chained = chained  # its one token is what the batch before draws: 0 until `resolve`
+        self.tail_lost = False  # a batch behind it, abandoned or not, writes over the tail that it stores
+        self.state = OUT
 
     @property
     def device(self) -> str:
         return self.pool.name
 
+    @property
+    def kind(self) -> LeaseKind:
+        if self.claim is not None:
+            return LeaseKind.APPEND
+        return LeaseKind.REBUILD if self.n_new else LeaseKind.TAIL
 
-def append(claim: Claim, tokens: Sequence[int], positions: Sequence[int] | None, n_again: int = 0) -> Lease:
-    """Lease pages for `tokens` after the committed ones. With `n_again=1` the first of them is the last committed
-    one at its old position (KernelPanic otherwise), computed once more for the tail that the file has lost.
+    @property
+    def n_end(self) -> int:
+        """Tokens that its pages hold when the batch has run."""
+        return self.n_before + self.n_new
 
-    Raises DeviceLost, NoSpace, or InvalidArgument (no token, not u32, another number of positions, no device chosen),
-    each with nothing changed."""
-    inode = claim.idle()
-    inode.need_kv()
+
+# --- taking one ---
+
+
+def append(claim: Claim, tokens: Sequence[int], positions: Sequence[int] | None, n_again: int, chained: bool) -> Lease:
+    """Lease pages for `tokens` after the committed ones and those of the lease that is out. With `n_again=1` the
+    first of them is the last committed one at its old position, computed once more for the tail that the file has
+    lost.
+
+    Raises Busy (not all K/V is there), NoSpace, or InvalidArgument (no token, not u32, another number of positions,
+    no device chosen), each with nothing changed."""
+    inode, out = claim.inode, claim.leases
+    if out:
+        ahead_of = out[-1]
+        if n_again or len(out) == N_APPENDS:
+            raise inode.panic(f"the claim has a lease out, and another with n_again={n_again} cannot follow")
+        table, n_before, first = ahead_of.pages, ahead_of.n_before + ahead_of.n_new, ahead_of.positions[-1] + 1
+    else:
+        claim.live()
+        inode.need_resident()
+        table, n_before = inode.table, inode.n_kv - n_again
+        first = inode.positions[-1] + 1 - n_again if inode.n_kv else 0
     pool = inode.pool
     if pool is None:
         raise InvalidArgument("this file is on no device: place it first")
-    n_before = len(inode.tokens) - n_again
-    if n_again and (n_again > 1 or n_before < 0):
-        raise inode.panic(f"{n_again} tokens are to be computed again; it can be the last one")
-    first = inode.positions[-1] if n_again else inode.next_position
     try:
         new = array("I", tokens)
-        at = array("I", range(first, first + len(new)) if positions is None else positions)
+        n_new = len(new)
+        if positions is None:
+            at = array("I", (first,)) if n_new == 1 else array("I", range(first, first + n_new))
+        else:
+            at = array("I", positions)
     except (OverflowError, TypeError, ValueError):
         raise InvalidArgument("tokens and positions are whole numbers from 0 to 2^32-1") from None
-    if not new or len(at) != len(new):
-        raise InvalidArgument(f"{len(new)} tokens with {len(at)} positions: give one or more, and as many of each")
-    if n_again and (new[0], at[0]) != (inode.tokens[-1], inode.positions[-1]):
-        raise inode.panic(f"token {new[0]} at {at[0]} is to be computed again, and is not the last one")
-    pages, fresh, copies = cow.grow(pool, inode.table, n_before, len(new))
-    if not copies and len(inode.table) * pool.page_size > n_before:
-        inode.tail_valid = False  # the batch writes where the tail is
-    lease = Lease(inode, pool, claim, pages, fresh, copies, new, at, n_again)
-    claim.lease = lease
+    if not n_new or len(at) != n_new:
+        raise InvalidArgument(f"{n_new} tokens with {len(at)} positions: give one or more, and as many of each")
+    if n_again or chained:
+        _check_special(inode, new, at, n_again, chained)
+    pages, fresh, copies = cow.grow(pool, table, n_before, n_new)
+    lease = Lease(inode, pool, claim, pages, fresh, copies, new, at, n_before, n_again, chained)
+    n_end = n_before + n_new
+    if out and not n_new & 1 and cow.overwrites_tail(pages, n_end, table, n_before):
+        ahead_of.tail_lost = True
+    if not (n_end - inode.n_kv) & 1 and cow.overwrites_tail(pages, n_end, inode.table, inode.n_kv):
+        inode.tail_valid = False
+    out.append(lease)
     inode.n_leases += 1
     return lease
 
 
+def _check_special(inode: Inode, new: "array[int]", at: "array[int]", n_again: int, chained: bool) -> None:
+    """Raises KernelPanic when `new` is not one token to be told later, or does not begin with the file's last one."""
+    if chained and (len(new) != 1 or n_again):
+        raise inode.panic(f"{len(new)} tokens, {n_again} of them computed again, are chained; it can be one new one")
+    if n_again and (n_again > 1 or not inode.tokens):
+        raise inode.panic(f"{n_again} tokens are to be computed again; it can be the last one")
+    if n_again and (new[0], at[0]) != (inode.tokens[-1], inode.positions[-1]):
+        raise inode.panic(f"token {new[0]} at {at[0]} is to be computed again, and is not the last one")
+
+
 def read_tail(inode: Inode) -> Lease:
-    """Lease the stored tail. Raises DeviceLost; Busy while it is being written; InvalidArgument when there is none."""
-    inode.need_kv()
+    """Lease the stored tail. Raises Busy while it is being written, or not all K/V is there; InvalidArgument when
+    there is none."""
+    inode.need_resident()
     if not inode.tokens:
         raise InvalidArgument("this file is empty, so nothing comes after its last token: append tokens first")
     if not inode.tail_valid:
@@ -173,49 +238,118 @@ def read_tail(inode: Inode) -> Lease:
     assert inode.pool is not None
     pages = cow.share(inode.pool, inode.table)
     inode.n_leases += 1
-    return Lease(inode, inode.pool, None, pages, NO_PAGES, [], NO_TOKENS, NO_TOKENS)
+    return Lease(inode, inode.pool, None, pages, NO_PAGES, [], NO_TOKENS, NO_TOKENS, inode.n_kv)
+
+
+def rebuild(inode: Inode, n_max: int) -> Lease:
+    """Lease pages to compute again the first `n_max` of the tokens without K/V, or all of them if they are fewer.
+
+    Raises Busy (another lease is out, or pages have to be moved first), InvalidArgument (no device chosen), NoSpace,
+    each with nothing changed; KernelPanic when there is nothing to compute."""
+    if inode.residency is not Residency.PARTIAL:
+        inode.need_resident()
+        raise inode.panic("all its K/V is there, and it is to be computed again")
+    if n_max < 1:
+        raise inode.panic(f"{n_max} tokens are to be computed again")
+    if inode.n_leases:
+        raise Busy("a batch of this file is in flight: compute it again after that")
+    pool = inode.pool
+    if pool is None:
+        raise InvalidArgument("this file is on no device: place it first")
+    n_before = inode.n_kv
+    slots = slice(n_before, n_before + n_max)
+    tokens, positions = inode.tokens[slots], inode.positions[slots]
+    pages, fresh, copies = cow.grow(pool, inode.table, n_before, len(tokens))
+    inode.n_rebuilt = n_before + len(tokens)
+    inode.n_leases += 1
+    return Lease(inode, pool, None, pages, fresh, copies, tokens, positions, n_before)
+
+
+# --- ending it ---
+
+
+def resolve(lease: Lease, token: int) -> None:
+    """The batch before has drawn the token of a chained lease. Raises KernelPanic when the lease waits for none,
+    InvalidArgument when the token is not u32."""
+    if not lease.chained or lease.state is not OUT:
+        raise lease.inode.panic(f"token {token} is for a lease that waits for none, and is {lease.state.value}")
+    try:
+        lease.tokens[0] = token
+    except (OverflowError, TypeError):
+        raise InvalidArgument("tokens are whole numbers from 0 to 2^32-1") from None
+    lease.chained = False
 
 
 def commit(lease: Lease, now: float) -> None:
-    """The batch ran. Raises KernelPanic when the lease has ended before."""
+    """The batch ran. Raises KernelPanic when the lease has ended before, is not the oldest of its claim, or has not
+    been told its token."""
     inode, claim = lease.inode, lease.claim
-    if lease.state is not LeaseState.OUT:
+    if lease.state is not OUT:
         raise inode.panic(f"a lease is committed that is {lease.state.value}")
-    lease.state = LeaseState.COMMITTED
-    inode.n_leases -= 1
-    if claim is None:
+    if claim is not None:
+        if lease.chained or claim.leases[0] is not lease:
+            raise inode.panic("a lease is committed before an older one of its claim, or before its token is known")
+        del claim.leases[0]
+        _take_table(lease)
+        inode.tokens.extend(lease.tokens[lease.n_again :] if lease.n_again else lease.tokens)
+        inode.positions.extend(lease.positions[lease.n_again :] if lease.n_again else lease.positions)
+        inode.tail_valid = not lease.tail_lost
+        inode.modified_s = now
+    elif not lease.n_new:
         lease.pool.drop(lease.pages)
-        return
-    claim.lease = None
+        inode.used_s = now
+    elif inode.n_rebuilt:
+        inode.n_rebuilt = 0
+        _take_table(lease)
+        inode.tail_valid = inode.n_kv == len(inode.tokens)
+    else:
+        lease.pool.drop(lease.fresh)  # the file was cut meanwhile
+    lease.state = COMMITTED
+    inode.n_leases -= 1
+
+
+def _take_table(lease: Lease) -> None:
+    """The lease's table becomes the file's."""
+    inode = lease.inode
     if lease.copies:
         lease.pool.drop(inode.table[-1:])  # the copy took its place
     inode.table = lease.pages
-    inode.tokens.extend(lease.tokens[lease.n_again :])
-    inode.positions.extend(lease.positions[lease.n_again :])
-    inode.tail_valid = not inode.lost
-    inode.modified_s = now
+    inode.n_kv = lease.n_before + lease.n_new
 
 
 def abandon(lease: Lease) -> None:
-    """The batch did not run, or its result is unwanted. Raises KernelPanic when the lease has ended before."""
-    if lease.state is LeaseState.OUT:
+    """The batch did not run, or its result is unwanted. Raises KernelPanic when the lease has ended before, or is not
+    the newest of its claim."""
+    if lease.state is OUT:
+        if lease.claim is not None and lease.claim.leases[-1] is not lease:
+            raise lease.inode.panic("a lease is abandoned before a newer one of its claim, which stands on it")
         _give_back(lease)
-    elif lease.state is not LeaseState.LOST:
+    elif lease.state is not LOST:
         raise lease.inode.panic(f"a lease is abandoned that is {lease.state.value}")
-    lease.state = LeaseState.ABANDONED
+    lease.state = ABANDONED
 
 
 def lose(lease: Lease) -> None:
-    """The device is removed under the lease."""
+    """The device is removed, or what the lease stands on turned out not to be there."""
     _give_back(lease)
-    lease.state = LeaseState.LOST
+    lease.state = LOST
 
 
 def _give_back(lease: Lease) -> None:
-    lease.inode.n_leases -= 1
-    if lease.claim is None:
+    inode = lease.inode
+    inode.n_leases -= 1
+    if lease.claim is None and not lease.n_new:
         lease.pool.drop(lease.pages)
         return
-    lease.claim.lease = None
+    if lease.claim is not None:
+        lease.claim.leases.remove(lease)
+    else:
+        inode.n_rebuilt = 0
     lease.pool.drop(lease.fresh)
-    lease.inode.note(f"abandon {lease.n_new} tokens")
+    inode.note(f"abandon {lease.n_new} tokens")
+
+
+def n_kv_without(lease: Lease) -> int:
+    """How many tokens at most have their K/V, in a file that shares pages with a committed lease, if its batch has
+    failed: those before the lease; or before the page that it was to copy first, since the copy may not be done."""
+    return lease.n_before - lease.n_before % lease.pool.page_size if lease.copies else lease.n_before

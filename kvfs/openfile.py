@@ -13,13 +13,14 @@ from sdk.abi.values import OpenMode
 class OpenFile:
     """A handle. Its identity is its meaning: two handles on one file are different."""
 
-    __slots__ = ("inode", "is_open", "mode")
+    __slots__ = ("inode", "is_open", "mode", "pid")
 
-    def __init__(self, inode: Inode, mode: OpenMode) -> None:
+    def __init__(self, inode: Inode, mode: OpenMode, pid: int = 0) -> None:
         self.inode = inode
         self.mode = mode
+        self.pid = pid  # of the process that has it open; 0: the kernel itself
         self.is_open = True
-        inode.n_open += 1
+        inode.pids.append(pid)
 
     def live(self) -> Inode:
         """The file behind it. Raises BadFile when the handle is closed."""
@@ -38,5 +39,5 @@ class OpenFile:
         """Give the handle up, once. Raises BadFile the second time."""
         inode = self.live()
         self.is_open = False
-        inode.n_open -= 1
+        inode.pids.remove(self.pid)
         return inode

@@ -2,7 +2,9 @@
 
 Owns the numbers 0 … n_pages-1 of one worker's pages; the tensors are the worker's. A page is free when nobody
 holds it and used otherwise. Holders are page tables: of files, of leases that grow a file, and of leases that
-read a tail. `cow.py` writes a page in place only when `refs` says that exactly one table holds it.
+read a tail; and moves under way, for the pages they move from and to. `cow.py` writes a page in place only when
+`refs` says that exactly one holder has it. A table may have entries of the host tier as well: holding and dropping
+those is passed on to `host`.
 
 Pages are handed out with an eye to runs, because attention reads consecutive pages through a view and gathers
 any others. A file goes on after its last page while that neighbour is free. Where no such hint helps, it starts
@@ -13,17 +15,17 @@ Free space is a set of maximal extents with boundary tags (Knuth, TAOCP vol. 1, 
 the first page of an extent to its last and back, so joining neighbours is O(1). Extents are filed by the power
 of two of their length; the topmost class that is not empty has the largest one, up to a factor of two.
 
-Called by `cow.py`, `inode.py` and `lease.py`. Never add here what a page contains, or whose it is.
+Called by `cow.py`, `inode.py`, `lease.py`, `moves.py` and `tiers.py`. Never add here what a page contains, or
+whose it is.
 """
 
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from kvfs.hostpool import HostPool
+from kvfs.table import N_PAGES_MAX, PageTable, is_host, page_number
 from sdk.abi.errors import InvalidArgument, KernelPanic, NoSpace
-
-PageTable = array  # of "I": a file's page numbers, in order. An immutable value: replaced, never changed.
-NO_PAGES: "PageTable[int]" = array("I")
 
 
 class DeviceUsage(NamedTuple):
@@ -33,23 +35,37 @@ class DeviceUsage(NamedTuple):
     n_free: int
     n_files: int  # files placed on it, with pages or without
     page_size: int  # tokens a page holds
+    n_host_pages: int  # in its worker's main memory
+    n_host_free: int
 
 
 class PagePool:
     """Reference counts and free extents of one device's pages."""
 
-    __slots__ = ("_classes", "_filled", "_other_end", "n_files", "n_free", "n_pages", "name", "page_size", "refs")
+    __slots__ = (
+        "_classes",
+        "_filled",
+        "_other_end",
+        "host",
+        "n_files",
+        "n_free",
+        "n_pages",
+        "name",
+        "page_size",
+        "refs",
+    )
 
-    def __init__(self, name: str, n_pages: int, page_size: int) -> None:
-        """Raises InvalidArgument when there is no page, or no slot in it."""
-        if n_pages < 1 or page_size < 1:
+    def __init__(self, name: str, n_pages: int, page_size: int, n_host_pages: int = 0) -> None:
+        """Raises InvalidArgument when there is no page, or no slot in it, or more than entries can tell apart."""
+        if not 1 <= n_pages < N_PAGES_MAX or page_size < 1:
             raise InvalidArgument(f"device {name} needs at least one page of one token: not {n_pages} of {page_size}")
         self.name = name
+        self.host = HostPool(name, n_host_pages)
         self.n_pages = n_pages
         self.page_size = page_size
         self.n_free = 0
         self.n_files = 0  # kept by `Inode.move_to`
-        # Page tables that hold each page. A list, since its items are read and written twice as fast as an array's.
+        # Holders of each page. A list, since its items are read and written twice as fast as an array's.
         self.refs = [0] * n_pages
         self._other_end = array("I", bytes(4 * n_pages))  # of a free extent: first page → last page → first page
         self._classes: list[dict[int, None]] = [{} for _ in range(n_pages.bit_length())]  # first pages, by log2 length
@@ -57,7 +73,13 @@ class PagePool:
         self._free(0, n_pages)
 
     def usage(self) -> DeviceUsage:
-        return DeviceUsage(self.n_pages, self.n_free, self.n_files, self.page_size)
+        host = self.host
+        return DeviceUsage(self.n_pages, self.n_free, self.n_files, self.page_size, host.n_pages, host.n_free)
+
+    @property
+    def n_host_used(self) -> int:
+        """Pages in host memory that somebody holds."""
+        return self.host.n_pages - self.host.n_free
 
     # --- holding ---
 
@@ -83,16 +105,19 @@ class PagePool:
         return pages
 
     def hold(self, pages: "PageTable[int]") -> None:
-        """One more table holds these pages. Raises KernelPanic when one of them is free."""
+        """One more holder of these pages. Raises KernelPanic when one of them is free."""
         refs = self.refs
         for page in pages:
             n = refs[page] if page < self.n_pages else 0
             if not n:
+                if is_host(page):
+                    self.host.hold(page)
+                    continue
                 raise KernelPanic(f"page {page} of {self.name} is not in use, and a page table wants to share it")
             refs[page] = n + 1
 
     def drop(self, pages: "PageTable[int]") -> None:
-        """One table fewer holds these pages; those that nobody holds are free. Raises KernelPanic on a double free."""
+        """One holder fewer of these pages; those without one are free. Raises KernelPanic on a double free."""
         refs = self.refs
         first = end = 0  # the run of pages found unheld and not yet freed
         for page in pages:
@@ -101,6 +126,9 @@ class PagePool:
                 refs[page] = n - 1
                 continue
             if not n:
+                if is_host(page):
+                    self.host.drop(page)
+                    continue
                 raise KernelPanic(f"page {page} of {self.name} is not in use, and a page table gives it back")
             if page != end and first < end:
                 self._free(first, end)  # before `page` looks free: a run joins all free neighbours
@@ -111,9 +139,9 @@ class PagePool:
             self._free(first, end)
 
     def n_shared(self, pages: "PageTable[int]") -> int:
-        """How many of these pages another table holds too."""
-        refs = self.refs
-        return sum(refs[page] > 1 for page in pages)
+        """How many of these pages somebody else holds too."""
+        refs, host = self.refs, self.host.refs
+        return sum((host[page_number(page)] if is_host(page) else refs[page]) > 1 for page in pages)
 
     # --- free extents; `first` and `last` belong to them, `end` does not ---
 

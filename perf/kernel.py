@@ -16,8 +16,12 @@ from gpuworker import nulltext
 from gpuworker.wire import Answer, Batch, BatchDone, BatchDoneHead, RowDone, decode_to_kernel, encode
 from kernel.batcher import Batcher
 from kernel.config import Config
+from kernel.costs import StepCosts
+from kernel.counters import Counters
 from kernel.generate import GenerateJob
 from kernel.language import Language
+from kernel.memory import Memory
+from kernel.pacing import firing
 from kvfs.fs import Kvfs
 from perf.harness import Failed, Findings
 from perf.inside import Inside, Main, inside
@@ -26,7 +30,8 @@ from sdk.abi.errors import SyscallError
 from sdk.abi.values import Decoding
 
 VOCAB = 512  # of the null model
-MANY = 64  # programs, or rows
+MANY = 64  # programs
+ROWS = (1, 16, 64, 256)  # of a batch
 IDLE = 1000  # programs that wait
 TOKEN = 65
 
@@ -48,7 +53,7 @@ QUICK = Load(rounds=1, n_calls=5000, n_preds=128, n_generated=8, n_spawns=200, n
 
 def measure(quick: bool = False) -> Findings:
     found, load = Findings(), QUICK if quick else FULL
-    for n_rows in (1, 16, MANY):
+    for n_rows in ROWS:
         batches(found, n_rows, load.n_steps)
 
     async def body(house: Inside) -> None:
@@ -95,7 +100,18 @@ def generating(n_rows: int, n_tokens: int) -> Batcher:
     """A batcher with that many generations, on a device that nobody else uses."""
     fs = Kvfs()
     fs.add_device("perf", n_pages=n_rows * (1 + n_tokens // 8), page_size=16)
-    batcher = Batcher(fs, max_rows=n_rows, max_tokens=2048, vocab_size=VOCAB)
+    costs, counters = StepCosts(), Counters()
+    batcher = Batcher(
+        fs,
+        max_rows=n_rows,
+        max_tokens=2048,
+        vocab_size=VOCAB,
+        memory=Memory(fs, "perf", costs, counters, lambda pid: None, mode="auto"),
+        costs=costs,
+        firing=firing("eager", 1, 1.0),
+        order=lambda jobs, now: jobs,
+        counters=counters,
+    )
     language = Language(nulltext.assets(VOCAB))
     for _ in range(n_rows):
         file = fs.create(None, owner="perf", now=0.0, device="perf")
@@ -114,7 +130,7 @@ def generating(n_rows: int, n_tokens: int) -> Batcher:
             on_fail=failed,
         )
         job.claim = fs.claim(file)
-        batcher.submit(job)
+        batcher.submit(job, 0.0)
     return batcher
 
 

@@ -59,6 +59,13 @@ async def play(role: str) -> dict[str, Any]:
             with suppress(BrokenPipe):
                 await sdk.input("nobody is there> ")
                 return {"refused": False}
+        case "limit":
+            await process.limits(tokens=3)
+            async with await kv.create() as file:
+                await file.append([1, 2])
+                with suppress(sdk.QuotaExceeded):
+                    await file.append([1, 2])
+                    return {"refused": False}
     return {"refused": True}
 
 
@@ -273,7 +280,7 @@ async def stat_counts(t: Tally) -> None:
         stat = await file.stat()
         assert stat.n_tokens == len(await file.tokens())
         assert stat.n_pages == -(-stat.n_tokens // page_size)
-        assert (stat.kind, stat.n_links, stat.n_open, stat.lost) == (FileKind.FILE, 1, 2, False)
+        assert (stat.kind, stat.n_links, stat.n_open, stat.n_resident) == (FileKind.FILE, 1, 2, stat.n_tokens)
         assert (await kv.stat(path)).ino == stat.ino
         assert (await kv.stat(t.home)).kind is FileKind.DIRECTORY
     await kv.unlink(path)
@@ -400,6 +407,31 @@ async def rusage_counts_tokens(t: Tally) -> None:
     assert after.n_prompt_tokens - before.n_prompt_tokens == n_prompt
     assert after.n_generated_tokens - before.n_generated_tokens == n_generated == 4
     assert after.n_syscalls > before.n_syscalls
+
+
+@test
+async def priorities_go_back_to_where_they_began(t: Tally) -> None:
+    began = await process.priority()
+    assert await process.priority(began + 5) == began + 5
+    child = await sdk.spawn(".", role="sleep")
+    assert await process.priority(pid=child.pid) == began + 5
+    assert await process.priority(began) == await process.priority() == began
+    await t.refuses(Errno.EACCES, calls.Priority(value=began - 1), calls.Priority(pid=child.pid, value=began))
+    await t.refuses(Errno.ESRCH, calls.Priority(pid=NO_PID))
+    await t.refuses(Errno.EINVAL, calls.Priority(value=2**31))
+    await child.kill()
+    await child.wait()
+
+
+@test
+async def limits_only_go_down(t: Tally) -> None:
+    limits = await process.limits(wall_s=86_400.0, horizon_tokens=1000)
+    assert (limits.wall_s, limits.horizon_tokens) == (86_400.0, 1000)
+    assert (await process.limits()) == limits
+    await t.refuses(Errno.EACCES, calls.SetLimits(wall_s=86_401.0))
+    await t.refuses(Errno.EINVAL, calls.SetLimits(tokens=0), calls.SetLimits(cpu_s=0.0))
+    child = await sdk.spawn(".", role="limit")
+    assert json.loads((await child.wait()).result) == {"refused": True}, "over a limit of tokens calls fail"
 
 
 # --- ipc --------------------------------------------------------------------------------------------------------

@@ -13,12 +13,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from sdk.client import Client, KernelError, NoKernel
+from sdk.recording import record
 from sdk.runner import Run, complain
+from sdk.top import watch
 
 WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -103,6 +106,8 @@ def run(
     program: Annotated[str, typer.Argument(help="a Python file, or the name of an installed program")],
     json: Annotated[bool, typer.Option("--json", help="print the result and nothing else")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="print the pid and leave the program running")] = False,
+    priority: Annotated[int, typer.Option(help="lower goes first")] = 0,
+    tenant: Annotated[str | None, typer.Option(help="whose share of the machine it uses; default: the owner's")] = None,
     kernel_arg: Annotated[
         list[str] | None, typer.Option(help="option of `python -m kernel`, when one is started; repeat for more")
     ] = None,
@@ -115,35 +120,44 @@ def run(
         complain(f"{program} comes before the program: lip run PROGRAM [--parameter value ...]")
         raise typer.Exit(WRONG_USE)
     options = [word for given in kernel_arg or [] for word in shlex.split(given)]
-    execute(Run(ctx.obj, program, ctx.args, options, json).go(detach=detach))
+    one = Run(ctx.obj, program, ctx.args, options, json_only=json, priority=priority, tenant=tenant)
+    execute(one.go(detach=detach))
 
 
 # --- looking after ----------------------------------------------------------------------------------------------
 
 
 @app.command()
-def ps(ctx: typer.Context) -> None:
-    """List running programs."""
+def ps(
+    ctx: typer.Context, json: Annotated[bool, typer.Option("--json", help="all that is known, as JSON")] = False
+) -> None:
+    """List running programs: what each does or waits for, and what it has used so far."""
 
     async def show(client: Client) -> None:
+        if json:
+            print(msgspec.json.format(msgspec.json.encode(await client.ps()), indent=2).decode())
+            return
         rows = [
             (
                 p["pid"],
                 p["ppid"] or "-",
                 p["state"],
+                p["tenant"],
+                p["priority"],
                 p["wait"] or "-",
                 f"{p['age_s']:.1f}",
-                p["n_threads"],
-                p["n_files"],
-                p["usage"]["n_prompt_tokens"],
-                p["usage"]["n_generated_tokens"],
+                p["usage"]["n_pages"],
+                p["usage"]["n_prompt_tokens"] + p["usage"]["n_generated_tokens"],
+                f"{p['usage']['service']:.0f}",
                 f"{p['usage']['cpu_s']:.2f}",
                 p["name"],
             )
             for p in await client.ps()
         ]
         table(
-            rows, "PID", "PPID", "STATE", "WAITS FOR", "AGE", "THREADS", "FILES", "PROMPT", "GENERATED", "CPU", "NAME"
+            rows,
+            *("PID", "PPID", "STATE", "TENANT", "PRIO"),
+            *("WAITS FOR", "AGE", "PAGES", "TOKENS", "SERVICE", "CPU", "NAME"),
         )
 
     with_kernel(ctx, show)
@@ -153,6 +167,28 @@ def ps(ctx: typer.Context) -> None:
 def kill(ctx: typer.Context, pid: int) -> None:
     """End a program."""
     with_kernel(ctx, lambda client: client.kill(pid))
+
+
+@app.command()
+def top(
+    ctx: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="print one frame")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print one frame as JSON")] = False,
+) -> None:
+    """Show what the kernel is doing, twice a second: workers, queues, and programs by service. `q` ends it."""
+    with_kernel(ctx, lambda client: watch(client, once=once, as_json=json))
+
+
+@app.command()
+def trace(
+    ctx: typer.Context,
+    pid: Annotated[int | None, typer.Argument(help="record this program and what it starts")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="record all programs")] = False,
+    seconds: Annotated[float, typer.Option(help="for so long; Ctrl-C ends it earlier")] = 10.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="default: trace-PID.json")] = None,
+) -> None:
+    """Record what programs and workers do, for ui.perfetto.dev."""
+    with_kernel(ctx, lambda client: record(client, pid=pid, everything=everything, seconds=seconds, output=output))
 
 
 @app.command()
@@ -172,7 +208,7 @@ def ls(ctx: typer.Context, path: Annotated[str, typer.Argument(help="a directory
     async def show(client: Client) -> None:
         rows = [
             (
-                "d" if f["kind"] == "directory" else "lost" if f["lost"] else "-",
+                "d" if f["kind"] == "directory" else "-",
                 f["owner"],
                 f["n_tokens"],
                 f["n_pages"],

@@ -30,6 +30,10 @@ class KernelError(Exception):
         self.status = status
 
 
+class KernelLost(KernelError):
+    """The kernel ended in the middle of a request."""
+
+
 class NoKernel(KernelError):
     """Nothing listens on the socket."""
 
@@ -80,13 +84,16 @@ class Client:
         program: str | None = None,
         args: Mapping[str, Any] | Sequence[str] = {},
         interactive: bool = False,
+        priority: int = 0,
+        tenant: str | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Run a file or an installed program and follow it to its end; leaving the loop ends it.
 
         `args` are values by name, or the words of a command line. With `interactive` the program may ask for
-        lines. Raises KernelError (status 400 for a program that cannot be loaded or arguments that do not fit).
+        lines. `priority`: lower goes first. `tenant`: whose share of the machine it uses (default: the owner's).
+        Raises KernelError (status 400 for a program that cannot be loaded or arguments that do not fit).
         """
-        body = _run_request(file, program, args) | {"interactive": interactive}
+        body = _run_request(file, program, args, priority, tenant) | {"interactive": interactive}
         self._check()
         try:
             async with self._http.stream("POST", "/run", content=msgspec.json.encode(body)) as response:
@@ -99,10 +106,16 @@ class Client:
             raise self._lost(e) from None
 
     async def start(
-        self, *, file: Path | None = None, program: str | None = None, args: Mapping[str, Any] | Sequence[str] = {}
+        self,
+        *,
+        file: Path | None = None,
+        program: str | None = None,
+        args: Mapping[str, Any] | Sequence[str] = {},
+        priority: int = 0,
+        tenant: str | None = None,
     ) -> int:
-        """Start a program that goes on without us; returns its pid. Raises as `run` does."""
-        found = await self._post("/run", _run_request(file, program, args) | {"detach": True})
+        """Start a program that goes on without us; returns its pid. Otherwise as `run`."""
+        found = await self._post("/run", _run_request(file, program, args, priority, tenant) | {"detach": True})
         pid: int = found["pid"]
         return pid
 
@@ -148,6 +161,11 @@ class Client:
         """Remove the name of a file, or an empty directory."""
         await self._post("/fs/rm", {"path": path})
 
+    async def last_end(self) -> str | None:
+        """Why the kernel before this one ended, if its supervisor has restarted it."""
+        found: dict[str, str | None] = await self._get("/last-end")
+        return found["reason"]
+
     # --- workers ---
 
     async def workers(self) -> list[dict[str, Any]]:
@@ -163,6 +181,33 @@ class Client:
     async def detach(self, address: str) -> None:
         """Let a worker go."""
         await self._post("/workers/detach", {"address": address})
+
+    # --- looking on ---
+
+    async def top(self) -> dict[str, Any]:
+        """How things stand: uptime, totals since the start, calls, workers, processes."""
+        found: dict[str, Any] = await self._get("/top")
+        return found
+
+    async def trace(self, pid: int | None, seconds: float) -> AsyncGenerator[bytes, None]:
+        """Record a process and its children (None: all) for so long; an empty piece when the recording has begun,
+        then the file. Leaving the loop ends it. Raises KernelError."""
+        body = msgspec.json.encode({"pid": pid, "seconds": seconds})
+        self._check()
+        try:
+            async with self._http.stream("POST", "/trace", content=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _refusal(response)
+                yield b""
+                async for piece in response.aiter_bytes():
+                    yield piece
+        except httpx.TransportError as e:
+            raise self._lost(e) from None
+
+    async def stop_trace(self) -> None:
+        """End the recording now."""
+        await self._post("/trace/stop", {})
 
     # --- the wire ---
 
@@ -194,15 +239,22 @@ class Client:
     def _lost(self, error: httpx.TransportError) -> KernelError:
         if isinstance(error, httpx.ConnectError):
             return self._no_kernel()
-        return KernelError("the kernel went away in the middle of the request")
+        return KernelLost("the kernel went away in the middle of the request")
 
     def _no_kernel(self) -> NoKernel:
         return NoKernel("no kernel is running; start one with `python -m kernel`")
 
 
-def _run_request(file: Path | None, program: str | None, args: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    given = dict(args) if isinstance(args, Mapping) else list(args)
-    return {"file": None if file is None else str(file.absolute()), "program": program, "args": given}
+def _run_request(
+    file: Path | None, program: str | None, args: Mapping[str, Any] | Sequence[str], priority: int, tenant: str | None
+) -> dict[str, Any]:
+    return {
+        "file": None if file is None else str(file.absolute()),
+        "program": program,
+        "args": dict(args) if isinstance(args, Mapping) else list(args),
+        "priority": priority,
+        "tenant": tenant,
+    }
 
 
 def _refusal(response: httpx.Response) -> KernelError:

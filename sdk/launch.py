@@ -63,7 +63,7 @@ async def private_kernel(options: Sequence[str], on_line: Callable[[str], None])
         sys.executable,
         "-m",
         "kernel",
-        *("--socket", str(path), "--no-http", "--parent", str(os.getpid()), *options),
+        *("--socket", str(path), "--no-http", "--no-supervisor", "--parent", str(os.getpid()), *options),
         env=environment(),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -3,16 +3,31 @@
 A program starts others as children and waits for them; within one program plain asyncio (`gather`, `TaskGroup`,
 `timeout`) is the way to do several things at once. Use `sleep`, `now` and `random` from here rather than the
 standard library's: a simulation runs them faster, and a recorded run replays them.
+
+    await process.priority(10)            # let others go first
+    await process.limits(tokens=50_000)   # no more than that, with all children; QuotaExceeded beyond
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from sdk import syscalls
-from sdk.abi.values import ExitStatus, Pid
-from sdk.syscalls import exit, getpid, now, random, rusage, sleep  # noqa: A004
+from sdk.abi.values import ExitStatus, Limits, Pid
+from sdk.syscalls import exit, getpid, limits, now, priority, random, rusage, sleep  # noqa: A004
 
-__all__ = ["Child", "exit", "getpid", "now", "random", "rusage", "sleep", "spawn"]
+__all__ = [
+    "Child",
+    "Limits",
+    "exit",
+    "getpid",
+    "limits",
+    "now",
+    "priority",
+    "random",
+    "rusage",
+    "sleep",
+    "spawn",
+]
 
 
 @dataclass(frozen=True)

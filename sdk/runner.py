@@ -15,9 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from sdk import launch
-from sdk.client import Client, KernelError, NoKernel
+from sdk.client import Client, KernelError, KernelLost, NoKernel
 from sdk.screen import Screen
 
+RESTART_S = 5.0  # in which a supervised kernel is back
+POLL_S = 0.05
 REDRAW_S = 0.08  # between two looks of the screen, where it shows columns
 
 
@@ -30,7 +32,15 @@ class Run:
     """One `lip run`."""
 
     def __init__(
-        self, socket: Path | None, target: str, words: Sequence[str], options: Sequence[str], json_only: bool
+        self,
+        socket: Path | None,
+        target: str,
+        words: Sequence[str],
+        options: Sequence[str],
+        *,
+        json_only: bool,
+        priority: int,
+        tenant: str | None,
     ) -> None:
         self.socket = socket
         self.target = target
@@ -40,6 +50,7 @@ class Run:
         self.stdin = InputLines(0)
         is_file = "/" in target or target.endswith(".py")
         self.program: dict[str, Any] = {"file": Path(target)} if is_file else {"program": target}
+        self.terms: dict[str, Any] = {"priority": priority, "tenant": tenant}
 
     async def go(self, *, detach: bool) -> int:
         """Raises KernelError."""
@@ -51,7 +62,7 @@ class Run:
                 print(f"Usage: lip run {self.target} [--parameter value ...]\n\n{found['help']}")
                 return 0
             if detach:
-                print(await client.start(**self.program, args=self.words))
+                print(await client.start(**self.program, **self.terms, args=self.words))
                 return 0
             if not running:
                 await launch.describe(self.target, self.words)  # a mistake is told before a model is loaded
@@ -89,7 +100,8 @@ class Run:
         pid, ended = 0, None
         beside: set[asyncio.Task[None]] = {asyncio.create_task(self.redraw())}
         try:
-            async with aclosing(client.run(**self.program, args=self.words, interactive=True)) as events:
+            run = client.run(**self.program, **self.terms, args=self.words, interactive=True)
+            async with aclosing(run) as events:
                 async for event in events:
                     if event.pid is not None:
                         pid = event.pid
@@ -99,13 +111,15 @@ class Run:
                         ended = event.exit
                     else:
                         self.screen.emit(event.emit, event.stream)
+        except KernelLost:
+            pass
         finally:
             for task in beside:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             self.screen.end(ended)
         if ended is None:
-            raise KernelError("the kernel went away before the program ended", 503)
+            raise KernelError(await what_became_of(client), 503)
         if ended.error:
             sys.stderr.write(ended.traceback)
             complain(ended.error)
@@ -124,10 +138,23 @@ class Run:
                 await client.input(pid, await self.stdin.next())
 
 
+async def what_became_of(client: Client) -> str:
+    """Why there is no end of the program to show: the kernel is gone, and perhaps another one has followed it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(RESTART_S):
+            while True:
+                with suppress(KernelError):
+                    if (reason := await client.last_end()) is not None:
+                        return f"the kernel was restarted, and the program has ended with it: {reason}"
+                    break
+                await asyncio.sleep(POLL_S)
+    return "the kernel went away before the program ended"
+
+
 async def is_running(client: Client) -> bool:
     """Whether a kernel listens there. Raises KernelError when somebody else does."""
     try:
-        await client.ps()
+        await client.workers()
     except NoKernel:
         return False
     return True

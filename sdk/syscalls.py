@@ -16,6 +16,7 @@ from sdk.abi.values import (
     ExitStatus,
     Fd,
     Generation,
+    Limits,
     Message,
     ModelInfo,
     OpenMode,
@@ -186,6 +187,25 @@ async def random() -> float:
 async def rusage(pid: Pid | None = None) -> Usage:
     """What this process, or another, has used so far."""
     return await trap(calls.RUsage(pid=pid))
+
+
+async def priority(value: int | None = None, *, pid: Pid | None = None) -> int:
+    """The priority of this process, or of another; with a `value` it is set first. Lower goes first; 0 is usual."""
+    return await trap(calls.Priority(value=value, pid=pid))
+
+
+async def limits(
+    tokens: int | None = None,
+    *,
+    pages: int | None = None,
+    cpu_s: float | None = None,
+    wall_s: float | None = None,
+    horizon_tokens: int | None = None,
+) -> Limits:
+    """What this process may use; those of the limits that are given are set first."""
+    return await trap(
+        calls.SetLimits(tokens=tokens, pages=pages, cpu_s=cpu_s, wall_s=wall_s, horizon_tokens=horizon_tokens)
+    )
 
 
 async def send(channel: str, message: Any) -> None:

@@ -7,6 +7,7 @@
     GET  /fs/ls  /fs/stat    ?path=        POST /fs/rm
     GET  /workers            POST /workers/attach  /workers/detach
     GET  /programs           GET /describe  ?file= or ?program=
+    GET  /last-end           why the kernel before this one ended, if it was not in order
 
 Whoever may open the socket is trusted, and nobody else can: its mode is 0600 (`server.py`). Errors are the same
 objects as on the port.
@@ -24,12 +25,13 @@ from starlette.types import ASGIApp
 
 from kernel.client import Client
 from kernel.core import AttachError, Kernel
-from kernel.frontdoor.body import read_as
+from kernel.frontdoor.body import Priority, TenantName, read_as
 from kernel.frontdoor.errors import Refusal
 from kernel.frontdoor.openai import json_response
 from kernel.frontdoor.public import HANDLERS
 from kernel.frontdoor.respond import Lines
 from kernel.loader import LoadError, Program, installed, load_file, load_installed, options
+from kernel.rundir import LastEnd, RunDirectory
 from kernel.workers import Worker
 from sdk.abi.errors import NotADirectory
 from sdk.abi.values import Pid, Stat
@@ -45,6 +47,8 @@ class RunRequest(Struct, forbid_unknown_fields=True):
     args: dict[str, Any] | list[str] = {}
     interactive: bool = False  # the client will answer `input`
     detach: bool = False  # the program outlives the request, and nobody sees its events
+    priority: Priority = 0
+    tenant: TenantName | None = None  # default: the owner
 
 
 class InputRequest(Struct, forbid_unknown_fields=True):
@@ -77,6 +81,7 @@ class Admin:
             Route("/workers/detach", self.detach, methods=["POST"]),
             Route("/programs", self.programs),
             Route("/describe", self.describe),
+            Route("/last-end", self.last_end),
         ]
 
     async def _read(self, request: Request, tp: Any) -> Any:
@@ -95,10 +100,11 @@ class Admin:
                 args = program.bind(wanted.args, text=False)
         except LoadError as e:
             raise Refusal(400, str(e), code="EINVAL") from None
+        terms: Any = {"owner": OWNER, "priority": wanted.priority, "tenant": wanted.tenant}
         if wanted.detach:
-            return json_response({"pid": kernel.spawn(program, args, owner=OWNER, client=None).pid})
+            return json_response({"pid": kernel.spawn(program, args, client=None, **terms).pid})
         client = Client(interactive=wanted.interactive, n_buffered_max=kernel.config.max_client_events)
-        return Lines(kernel, program, args, owner=OWNER, client=client)
+        return Lines(kernel, program, args, client=client, **terms)
 
     async def programs(self, request: Request) -> Response:
         return json_response([{"name": name, "doc": doc} for name, doc in installed().items()])
@@ -106,6 +112,11 @@ class Admin:
     async def describe(self, request: Request) -> Response:
         query = request.query_params
         return json_response(_program(query.get("file"), query.get("program")).describe())
+
+    async def last_end(self, request: Request) -> Response:
+        directory = self.kernel.config.run_directory
+        end = RunDirectory(directory).kept(LastEnd) if directory is not None else None
+        return json_response({"reason": None if end is None else end.reason})
 
     # --- processes ---
 

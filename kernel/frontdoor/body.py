@@ -1,13 +1,17 @@
 """Request bodies: JSON objects of bounded size, read before anything is started on their behalf."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import ClientDisconnect, Request
 
 from kernel.frontdoor.errors import Refusal
 
 T = TypeVar("T")
+
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]  # lower goes first, as in vLLM
+TenantName = Annotated[str, Meta(min_length=1, max_length=255)]  # whose share of the machine a program uses
 
 _object = msgspec.json.Decoder(dict[str, Any])
 
@@ -48,3 +52,12 @@ async def read_as(request: Request, n_bytes_max: int, tp: type[T]) -> T:
         return msgspec.json.decode(await read(request, n_bytes_max), type=tp)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Refusal(400, f"the request is not as it should be: {e}") from None
+
+
+def fields_of(body: dict[str, Any], tp: type[T]) -> T:
+    """Those fields of a body that `tp` has. Raises Refusal, naming the one that is wrong."""
+    try:
+        return msgspec.convert(body, tp)
+    except msgspec.ValidationError as e:
+        what, _, where = str(e).partition(" - at `$.")
+        raise Refusal(400, f"{where.rstrip('`')}: {what}", param=where.rstrip("`") or None) from None

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from kernel.client import Client
 from kernel.core import Kernel
-from kernel.frontdoor.body import read_as
+from kernel.frontdoor.body import Priority, TenantName, read_as
 from kernel.frontdoor.errors import Refusal
 from kernel.frontdoor.openai import OWNER, json_response
 from kernel.frontdoor.respond import Lines, Result
@@ -17,10 +17,13 @@ from kernel.loader import LoadError, Program, installed, load_installed
 
 
 class RunRequest(Struct, forbid_unknown_fields=True):
-    """Arguments of the program's `main`; with `stream` the answer is a line of JSON per event."""
+    """Arguments of the program's `main`; with `stream` the answer is a line of JSON per event. `priority` and `user`
+    are what they are in the OpenAI API (`openai.py`)."""
 
     args: dict[str, Any] = {}
     stream: bool = False
+    priority: Priority = 0
+    user: TenantName | None = None
 
 
 class Native:
@@ -45,10 +48,11 @@ class Native:
         kernel, program = self.kernel, self._program(request)
         wanted = await read_as(request, kernel.config.max_body_bytes, RunRequest)
         args = kernel.bind(program, wanted.args)
+        terms: Any = {"owner": OWNER, "priority": wanted.priority, "tenant": wanted.user}
         if not wanted.stream:
-            return Result(kernel, program, args, owner=OWNER)
+            return Result(kernel, program, args, **terms)
         client = Client(interactive=False, n_buffered_max=kernel.config.max_client_events)
-        return Lines(kernel, program, args, owner=OWNER, client=client)
+        return Lines(kernel, program, args, client=client, **terms)
 
     def _program(self, request: Request) -> Program:
         try:

@@ -3,25 +3,37 @@
 A completion is a program like any other (`programs/completions.py`, `programs/chat_completions.py`). The front door
 reads the request as a dict, starts the program with it as `request`, and sends what it emits or returns; what a
 field means is the program's business alone. Whoever wants another meaning gives `OpenAI` another program.
+
+Two fields say how the program is to run, and so are read here: `priority` (vLLM's: lower goes first, 0 is usual) and
+`user` (OpenAI's: who asks; its value is a tenant, and all tenants share the machine alike unless the configuration's
+`tenant_share` says otherwise). Both are taken on trust, as is everything from somebody who may use the port.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from kernel.client import Client
 from kernel.core import Kernel
-from kernel.frontdoor.body import read_object
+from kernel.frontdoor.body import Priority, fields_of, read_object
 from kernel.frontdoor.errors import Refusal
 from kernel.frontdoor.respond import Answer, EventStream
 from kernel.loader import Program
 from sdk.abi.errors import NoDevice
 
 OWNER = "http"  # of everything that clients of the port start
+
+
+class Terms(Struct):
+    """How a request wants to be served."""
+
+    priority: Priority | None = None
+    user: Annotated[str, Meta(max_length=255)] | None = None  # empty: nobody in particular
 
 
 class OpenAI:
@@ -67,10 +79,12 @@ class OpenAI:
         self._check_model(body.setdefault("model", kernel.model_names[0]))
         program = self.programs[request.url.path]
         args = kernel.bind(program, {"request": body})
+        wanted = fields_of(body, Terms)
+        terms: Any = {"owner": OWNER, "priority": wanted.priority or 0, "tenant": wanted.user or None}
         if body.get("stream") is not True:
-            return Answer(kernel, program, args, owner=OWNER)
+            return Answer(kernel, program, args, **terms)
         client = Client(interactive=False, n_buffered_max=kernel.config.max_client_events)
-        return EventStream(kernel, program, args, owner=OWNER, client=client)
+        return EventStream(kernel, program, args, client=client, **terms)
 
     def _check_model(self, name: Any) -> None:
         names = self.kernel.model_names

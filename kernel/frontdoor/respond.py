@@ -46,11 +46,15 @@ class Running(Response):
         *,
         owner: str,
         client: Client | None = None,
+        priority: int = 0,
+        tenant: str | None = None,
     ) -> None:
         """Starts the program. Raises SyscallError."""
         self.kernel = kernel
         self.client = client
-        self.process: Process = kernel.spawn(program, args, owner=owner, client=client)
+        self.process: Process = kernel.spawn(
+            program, args, owner=owner, client=client, priority=priority, tenant=tenant
+        )
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -69,6 +69,7 @@ class Server:
             timeout_graceful_shutdown=GRACE_S,
         )
         self.address = address  # as the banner shows it
+        self.port: int | None = sock.getsockname()[1] if sock.family != socket.AF_UNIX else None
         self._uvicorn = _Uvicorn(config)
         self._task = asyncio.ensure_future(self._uvicorn.serve(sockets=[sock]))
 
@@ -130,23 +131,29 @@ async def serve_socket(kernel: Kernel, path: Path) -> Server:
     return server
 
 
-def _unix_socket(path: Path) -> socket.socket:
-    """A listening socket that only this user can connect to, from the moment it exists."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def check_socket(path: Path) -> None:
+    """That `serve_socket` will be able to open this one: nobody listens on it. Raises FrontDoorError."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(path)
         _clear_stale(path)
+    except OSError as e:
+        raise FrontDoorError(f"cannot open the socket {path}: {e.strerror or e}") from None
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    """A listening socket that only this user can connect to, from the moment it exists."""
+    check_socket(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         mask = os.umask(0o177)
         try:
             sock.bind(str(path))
         finally:
             os.umask(mask)
         sock.listen(BACKLOG)
-    except (OSError, FrontDoorError) as e:
+    except OSError as e:
         sock.close()
-        if isinstance(e, FrontDoorError):
-            raise
         raise FrontDoorError(f"cannot open the socket {path}: {e.strerror or e}") from None
     return sock
 

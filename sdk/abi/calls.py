@@ -18,6 +18,7 @@ from sdk.abi.values import (
     ExitStatus,
     Fd,
     Generation,
+    Limits,
     Message,
     ModelInfo,
     OpenMode,
@@ -28,7 +29,17 @@ from sdk.abi.values import (
     Want,
 )
 
-_MODEL = (Errno.EBADF, Errno.EACCES, Errno.EINVAL, Errno.E2BIG, Errno.EBUSY, Errno.ENOSPC, Errno.ENODEV, Errno.EIO)
+_MODEL = (
+    Errno.EBADF,
+    Errno.EACCES,
+    Errno.EINVAL,
+    Errno.E2BIG,
+    Errno.EBUSY,
+    Errno.EDQUOT,
+    Errno.ENOSPC,
+    Errno.ENODEV,
+    Errno.EIO,
+)
 _PATH = (Errno.EINVAL, Errno.ENOENT, Errno.ENOTDIR)
 
 
@@ -47,7 +58,8 @@ class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
 
     EBUSY: another call is appending to this file. E2BIG: the file or a position would exceed the model's context.
     EINVAL: a token that the model does not have, positions that decrease, an offset asked twice or of no token.
-    ENOSPC: no free pages. ENODEV: no worker. EIO: the worker was lost or failed under this call.
+    EDQUOT: the limit of tokens is reached. ENOSPC: no free pages.
+    ENODEV: no worker. EIO: the worker was lost or failed under this call.
     """
 
     fd: Fd
@@ -60,8 +72,8 @@ class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
 class Generate(Syscall[Generation], frozen=True, kw_only=True):
     """Append `prompt`, then sample and append tokens as `decoding` says, without waking the caller in between.
 
-    The file ends up holding the prompt and exactly the returned tokens, each computed once. ENOSPC and EIO in
-    the middle leave the tokens so far in the file (unless the file is lost with its worker).
+    The file ends up holding the prompt and exactly the returned tokens, each computed once. EDQUOT, ENOSPC and EIO
+    in the middle leave the tokens so far in the file (unless the file is lost with its worker).
     """
 
     fd: Fd
@@ -69,7 +81,7 @@ class Generate(Syscall[Generation], frozen=True, kw_only=True):
     decoding: Decoding = Decoding()
 
 
-@syscall(3, "stream", group="model", errnos=(*_MODEL, Errno.EDQUOT))
+@syscall(3, "stream", group="model", errnos=_MODEL)
 class Stream(Syscall[Fd], frozen=True, kw_only=True):
     """Begin what `generate` does and return a handle at once; `read` yields the tokens as they come.
 
@@ -82,7 +94,11 @@ class Stream(Syscall[Fd], frozen=True, kw_only=True):
 
 
 @syscall(
-    4, "read", group="model", blocks=True, errnos=(Errno.EBADF, Errno.EBUSY, Errno.ENOSPC, Errno.EIO, Errno.ENODEV)
+    4,
+    "read",
+    group="model",
+    blocks=True,
+    errnos=(Errno.EBADF, Errno.EBUSY, Errno.EDQUOT, Errno.ENOSPC, Errno.EIO, Errno.ENODEV),
 )
 class Read(Syscall[Chunk], frozen=True, kw_only=True):
     """Wait for the next tokens of a stream and return all that has come since the last read.
@@ -300,6 +316,36 @@ class RUsage(Syscall[Usage], frozen=True, kw_only=True):
     pid: Pid | None = None
 
 
+@syscall(59, "priority", group="process", errnos=(Errno.ESRCH, Errno.EACCES, Errno.EINVAL))
+class Priority(Syscall[int], frozen=True, kw_only=True):
+    """The priority of this process, or of another; with a `value` it is set first. Lower goes first; 0 is usual.
+
+    Work of a class waits for that of all more urgent ones, except that whoever waits goes up a class now and then.
+    A child begins with the priority that its parent has then. A process can become less urgent, and as urgent again
+    as it was started, but no more than that. EACCES: more urgent than it was started, or of another owner.
+    """
+
+    value: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    pid: Pid | None = None
+
+
+@syscall(60, "limits", group="process", errnos=(Errno.EACCES, Errno.EINVAL))
+class SetLimits(Syscall[Limits], frozen=True, kw_only=True):
+    """What this process may use; those of the limits that are given are set first.
+
+    A limit counts from the start of the process, as `rusage` does, and can only be lowered. Over `tokens`, calls on
+    the model are refused; over `cpu_s` or `wall_s` the process is ended; `pages` are what it may hold at a time.
+    Tokens and processor time of children count as the parent's. A child begins with what its parent has left then.
+    `horizon_tokens` is a declaration for the scheduler, and may be changed at any time. EACCES: higher than it is.
+    """
+
+    tokens: Annotated[int, Meta(ge=1)] | None = None
+    pages: Annotated[int, Meta(ge=1)] | None = None
+    cpu_s: Annotated[float, Meta(gt=0.0)] | None = None
+    wall_s: Annotated[float, Meta(gt=0.0)] | None = None
+    horizon_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+
 # --- ipc --------------------------------------------------------------------------------------------------------
 
 
@@ -314,9 +360,12 @@ class Send(Syscall[None], frozen=True, kw_only=True):
     message: Any
 
 
-@syscall(71, "recv", group="ipc", blocks=True, errnos=(Errno.ETIMEDOUT, Errno.EINVAL))
+@syscall(71, "recv", group="ipc", blocks=True, errnos=(Errno.ETIMEDOUT, Errno.EINVAL, Errno.EDQUOT))
 class Recv(Syscall[Any], frozen=True, kw_only=True):
-    """Take the oldest message of a channel, waiting for one. ETIMEDOUT after `timeout` seconds."""
+    """Take the oldest message of a channel, waiting for one. ETIMEDOUT after `timeout` seconds.
+
+    EDQUOT: too many channels are in use.
+    """
 
     channel: Annotated[str, Meta(min_length=1, max_length=255)]
     timeout: Annotated[float, Meta(ge=0.0)] | None = None

@@ -8,6 +8,9 @@ from enum import StrEnum
 from typing import Annotated, NewType
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from sdk.abi.errors import AccessDenied
 
 Pid = NewType("Pid", int)
 Fd = NewType("Fd", int)
@@ -192,14 +195,15 @@ class Stat(Struct, frozen=True):
     ino: int
     kind: FileKind
     n_tokens: int
-    n_pages: int
-    n_shared_pages: int  # of those, how many other files share
+    n_resident: int  # tokens whose KV is on the worker's device; the others' is brought back, or computed, when needed
+    n_pages: int  # on the device
+    n_host_pages: int  # in the worker's main memory
+    n_shared_pages: int  # of all these, how many other files share
     n_links: int
     n_open: int
     owner: str
     mode: int
     worker: str | None  # where its pages live; None while it has none
-    lost: bool  # its worker is gone, and the KV with it
     created_s: float  # on the kernel's monotonic clock
     modified_s: float
 
@@ -219,6 +223,29 @@ class ExitStatus(Struct, frozen=True, omit_defaults=True):
     traceback: str = ""  # the program's own frames only
 
 
+class Limits(Struct, frozen=True, omit_defaults=True):
+    """What a process may use from its start on, and what it says of itself; None: without a limit.
+
+    `tokens` and `cpu_s` count all that it starts as well. `horizon_tokens` is no limit: it is how many tokens the
+    process expects to have computed at its end, with all that it starts, for a scheduler that goes by it.
+    """
+
+    tokens: int | None = None  # computed, of prompts and generated
+    pages: int | None = None  # KV pages that it may hold at a time
+    cpu_s: float | None = None  # of processor time in the kernel
+    wall_s: float | None = None
+    horizon_tokens: int | None = None
+
+    def narrowed(self, wanted: "Limits") -> "Limits":
+        """These limits with those that `wanted` has. Raises AccessDenied when one of them is higher than it is here."""
+        named = {name: new for name in self.__struct_fields__ if (new := getattr(wanted, name)) is not None}
+        for name, new in named.items():
+            old = getattr(self, name)
+            if old is not None and new > old and name != "horizon_tokens":
+                raise AccessDenied(f"the limit {name} is {old}, and a process can only lower its own: not to {new}")
+        return replace(self, **named)
+
+
 class Usage(Struct, frozen=True):
     """What a process has used so far."""
 
@@ -226,12 +253,20 @@ class Usage(Struct, frozen=True):
     n_syscalls: int
     n_prompt_tokens: int  # computed for pred, and for the prompts of generate
     n_generated_tokens: int
+    device_s: float = 0.0  # of the device's time, its share of each step that it took part in
+    service: float = 0.0  # what the scheduler goes by: tokens by weight, and time of the device
+    n_pages: int = 0  # KV pages of its open files, now, on a device or in main memory
+    n_swapped_tokens: int = 0  # whose KV was moved to main memory to make room
+    n_recomputed_tokens: int = 0  # whose KV was computed again
+    wait_s: dict[str, float] = {}  # waited, by system call; "ready": of that, for a turn after the answer was there
 
 
 class ProcessState(StrEnum):
-    """RUNNING: has a thread on the ready list or in a step; BLOCKED: all wait; DONE: ended."""
+    """RUNNING: has a thread in a step or about to be; READY: has an answer and waits for its turn; BLOCKED: all its
+    threads wait for something; DONE: ended."""
 
     RUNNING = "running"
+    READY = "ready"
     BLOCKED = "blocked"
     DONE = "done"
 
@@ -243,8 +278,10 @@ class ProcessInfo(Struct, frozen=True):
     ppid: int
     name: str
     state: ProcessState
-    wait: str  # what it waits for: the name of a system call, or empty
+    wait: str  # what a blocked one waits for: a system call and its object, or the line of an `await`
     age_s: float
     n_threads: int
     n_files: int
     usage: Usage
+    priority: int = 0  # lower goes first
+    tenant: str = ""  # whose share of the machine it uses

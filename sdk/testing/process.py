@@ -39,6 +39,7 @@ from sdk.abi.values import (
     ExitStatus,
     Fd,
     Generation,
+    Limits,
     ModelInfo,
     OpenMode,
     Pid,
@@ -94,6 +95,10 @@ class Process:
         self.children: dict[Pid, Process] = {}  # not waited for
         self.handles: dict[Fd, Handle | Stream] = {}
         self.dice = random.Random(int(self.pid))
+        self.priority: int = 0 if parent is None else parent.priority
+        self.most_urgent = self.priority
+        self.limits = Limits()
+        self.n_tree_tokens = 0  # computed, with those of children
         world.processes[self.pid] = self
         self.n_fds = self.n_syscalls = self.n_prompt_tokens = self.n_generated_tokens = 0
 
@@ -163,6 +168,22 @@ class Process:
         finally:
             file.busy = False
 
+    def lineage(self) -> "Iterator[Process]":
+        """This process, its parent, and so on."""
+        process: Process | None = self
+        while process is not None:
+            yield process
+            process = process.parent
+
+    def spend(self, n_tokens: int) -> None:
+        """Count tokens that are about to be computed, unless a limit forbids it."""
+        for process in self.lineage():
+            limit = process.limits.tokens
+            if limit is not None and process.n_tree_tokens + n_tokens > limit:
+                raise QuotaExceeded(f"the limit is {limit} tokens, and {process.n_tree_tokens} are computed")
+        for process in self.lineage():
+            process.n_tree_tokens += n_tokens
+
     def check(self, file: File, tokens: list[int]) -> None:
         if any(token >= model.VOCAB_SIZE for token in tokens):
             raise InvalidArgument(f"the vocabulary has {model.VOCAB_SIZE} tokens")
@@ -192,6 +213,7 @@ class Process:
             raise InvalidArgument("an offset is outside of the tokens, or asked twice")
         if len(c.want.targets) not in (0, len(at)):
             raise InvalidArgument("give each offset one target")
+        self.spend(len(c.tokens))
         await self.work(file)
         file.extend(c.tokens, positions)
         self.n_prompt_tokens += len(c.tokens)
@@ -206,12 +228,15 @@ class Process:
         """Append the prompt and think up what follows."""
         file = self.idle(fd)
         self.check(file, prompt)
+        self.spend(len(prompt))
         file.extend(prompt)
         self.n_prompt_tokens += len(prompt)
         room = self.world.max_model_len - len(file.tokens)
         n_max = min(decoding.max_tokens or room, room)
         seed = self.seed(decoding.sampling)
-        return file, model.generation(file.tokens, decoding, n_max, seed, self.reply())
+        made = model.generation(file.tokens, decoding, n_max, seed, self.reply())
+        self.spend(len(made.tokens))
+        return file, made
 
     def reply(self) -> str | None:
         """The next scripted reply; None when the model is to speak."""
@@ -390,6 +415,18 @@ class Process:
     def sys_rusage(self, c: calls.RUsage) -> Usage:
         p = self if c.pid is None else self.running(c.pid)
         return Usage(0.0, p.n_syscalls, p.n_prompt_tokens, p.n_generated_tokens)
+
+    def sys_priority(self, c: calls.Priority) -> int:
+        p = self if c.pid is None else self.running(c.pid)
+        if c.value is not None:
+            if c.value < p.most_urgent:
+                raise AccessDenied(f"process {p.pid} was started with priority {p.most_urgent}")
+            p.priority = c.value
+        return p.priority
+
+    def sys_limits(self, c: calls.SetLimits) -> Limits:
+        self.limits = self.limits.narrowed(Limits(**{f: getattr(c, f) for f in Limits.__struct_fields__}))
+        return self.limits
 
     # --- ipc ---
 

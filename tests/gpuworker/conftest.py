@@ -2,12 +2,18 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from gpuworker.engine import Engine
+from tests.gpuworker.serving import House
+from tests.gpuworker.world import engine
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported, which the fixtures below do
 torch.set_num_threads(1)  # OpenMP's threads wait for each other by spinning: on a busy machine two are slower than one
@@ -112,3 +118,16 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module", params=["cpu", "sdpa"])
+def tiny(request: pytest.FixtureRequest, tiny_llama_dir: Path) -> Engine:
+    """An engine of that Llama, with each body of attention."""
+    return engine(tiny_llama_dir, request.param)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """A server without a backend yet, and its kernels."""
+    with closing(House(tmp_path / "w")) as house:
+        yield house

@@ -7,14 +7,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpuworker.backend import Facts, StepError, check, rows
-from gpuworker.wire import Ask, Batch, BatchHead, Draw, Row
+from gpuworker.address import MAX_MESSAGE_BYTES
+from gpuworker.backend import (
+    MAX_CONTENTS_BYTES,
+    Facts,
+    StepError,
+    chain,
+    check,
+    check_fetch,
+    check_store,
+    drawn_by,
+    rows,
+)
+from gpuworker.wire import Answer, Ask, Batch, BatchHead, Draw, Row, RowDone
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo, Sampling
 
 VOCAB = 1 << 22  # 8 rows of raw logits fill an answer
 MODEL = ModelInfo("m", "f", "llama", 1, "float32", VOCAB, 64, 16, 1, [2], has_chat_template=True)
-FACTS = Facts("cpu", "cpu", MODEL, n_pages=10, max_rows=3, max_batch_tokens=20)
+FACTS = Facts("cpu", "cpu", MODEL, n_pages=10, n_host_pages=5, page_bytes=99, max_rows=3, max_batch_tokens=20)
 DRAW = Draw(Sampling(logit_bias={VOCAB - 1: 1.0}), 2**64 - 1, 63, 2, 1)
 ASK = Ask(1, DRAW, 1024, True, [VOCAB - 1], VOCAB - 1, True)
 ROW = Row(0, 15, 2, 2, [ASK, Ask(-1)])
@@ -24,6 +35,13 @@ def batch(row: Row = ROW, n_rows: int = 1, copies: Sequence[tuple[int, int]] = (
     good = {"tokens": [0, VOCAB - 1], "positions": [0, 63], "pages": [9, 0], "history": [0, VOCAB - 1]}
     filled = {name: array("I", values * n_rows) for name, values in (good | arrays).items()}
     return Batch(BatchHead(1, list(copies), [row] * n_rows), **filled)
+
+
+def moving(out: Sequence[tuple[int, int]] = (), back: Sequence[tuple[int, int]] = (), **fields: Any) -> Batch:
+    """The good batch uses pages 9 and 0, and copies 5 to 6."""
+    moves = {"moves_out": list(out), "moves_in": list(back)}
+    good = batch(copies=[(5, 6)], **fields)
+    return Batch(msgspec.structs.replace(good.head, **moves), good.tokens, good.positions, good.pages, good.history)
 
 
 def changed(**fields: Any) -> Row:
@@ -41,6 +59,12 @@ def drawing(**fields: Any) -> Row:
 def test_the_good_batch_is_good() -> None:
     check(batch(), FACTS)
     check(batch(n_rows=3, copies=[(0, 9)]), FACTS)
+    check(batch(changed(chained=True)), FACTS)
+    check(moving(out=[(1, 4), (8, 0)], back=[(1, 2), (2, 3)]), FACTS)
+
+
+def test_a_batch_of_moves_alone_is_good() -> None:
+    check(Batch(BatchHead(1, [], [], 0, [(9, 0)], [(1, 0)]), *(array("I") for _ in range(4))), FACTS)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +78,20 @@ def test_the_good_batch_is_good() -> None:
         (batch(history=[0, VOCAB]), "history 4194304"),
         (batch(copies=[(0, 10)]), "page of a copy 10"),
         (batch(copies=[(-1, 0)]), "page of a copy -1"),
+        (batch(changed(chained=True), tokens=[1, 0]), "0 in its place"),
+        (batch(Row(0, 1, 0, 1, chained=True), tokens=[], positions=[], pages=[0]), "has a new token"),
+        (moving(out=[(10, 0)]), "page of a move 10 is outside"),
+        (moving(back=[(0, -1)]), "page of a move -1"),
+        (moving(out=[(1, 5)]), "host page of a move 5 is outside"),
+        (moving(back=[(-1, 1)]), "host page of a move -1"),
+        (moving(out=[(1, 0), (1, 1)]), "moved twice"),
+        (moving(out=[(1, 0)], back=[(1, 1)]), "moved twice"),
+        (moving(out=[(1, 0), (2, 0)]), "moved twice"),
+        (moving(out=[(1, 0)], back=[(0, 2)]), "moved twice"),
+        (moving(out=[(9, 0)]), "page 9 is moved and used"),
+        (moving(back=[(0, 0)]), "page 0 is moved and used"),
+        (moving(out=[(5, 0)]), "page 5 is moved and used"),
+        (moving(back=[(0, 6)]), "page 6 is moved and used"),
         (batch(changed(n_before=-1)), "negative"),
         (batch(changed(n_new=-1)), "negative"),
         (batch(changed(n_before=63)), "65 tokens"),
@@ -99,3 +137,76 @@ def test_rows_share_the_arrays_in_order() -> None:
     assert [list(v.positions) for v in (first, second, third)] == [[0, 1], [], [20]]
     assert [list(v.pages) for v in (first, second, third)] == [[4], [5], [6, 7]]
     assert [[list(h) for h in v.histories] for v in (first, second, third)] == [[[20, 21], []], [[]], [[22]]]
+
+
+def test_without_a_host_tier_nothing_can_move() -> None:
+    facts = Facts("cpu", "cpu", MODEL, n_pages=10, n_host_pages=0, page_bytes=99, max_rows=3, max_batch_tokens=20)
+    with pytest.raises(StepError, match="host page of a move 0 does not exist: this worker has none"):
+        check(moving(out=[(1, 0)]), facts)
+
+
+def several(*chained: bool, tokens: Sequence[int]) -> Batch:
+    """Rows of two new tokens each; jobs 10, 11 …"""
+    table = [Row(10 + i, 0, 2, 1, chained=c) for i, c in enumerate(chained)]
+    n = len(table)
+    return Batch(BatchHead(1, [], table), *(array("I", a) for a in (tokens, [0, 1] * n, range(n), list[int]())))
+
+
+def test_a_chain_fills_in_what_was_drawn() -> None:
+    drawn = {10: 71, 11: 72, 12: 73}
+    sent = several(False, True, True, tokens=[5, 6, 0, 7, 0, 8])
+    filled = chain(sent, drawn)
+    assert list(filled.tokens) == [5, 6, 72, 7, 73, 8]
+    assert list(sent.tokens) == [5, 6, 0, 7, 0, 8]
+    assert (filled.head, filled.positions, filled.pages) == (sent.head, sent.positions, sent.pages)
+    unchained = several(False, tokens=[0, 6])
+    assert chain(unchained, drawn) is unchained
+
+
+def test_a_chain_to_nothing_is_refused() -> None:
+    with pytest.raises(StepError, match="job 11: it is chained") as e:
+        chain(several(True, True, tokens=[0, 6, 0, 7]), {10: 71})
+    assert e.value.errno == Errno.EINVAL
+
+
+def test_a_chain_goes_on_from_the_last_draw_of_a_job() -> None:
+    done = [
+        RowDone(1, [Answer(sample=5), Answer(sample=6), Answer(target_logprob=-1.0)]),
+        RowDone(2, [Answer(top_tokens=[7], top_logprobs=[-1.0])]),
+        RowDone(3, []),
+        RowDone(4, [Answer(sample=0)]),
+    ]
+    assert drawn_by(done) == {1: 6, 4: 0}
+
+
+BIG = Facts("cpu", "cpu", MODEL, n_pages=10, n_host_pages=5, page_bytes=16 << 20, max_rows=3, max_batch_tokens=20)
+
+
+def test_pages_and_contents_that_are_taken() -> None:
+    check_fetch([], FACTS)
+    check_fetch([9, 0, 9], FACTS)
+    check_fetch([0, 1, 2, 3], BIG)
+    check_store([9, 0], bytes(198), FACTS)
+    check_store([9, 0], memoryview(bytes(198)), FACTS)
+
+
+@pytest.mark.parametrize(
+    ("pages", "contents", "complaint"),
+    [
+        ([10], bytes(99), "page 10 is outside"),
+        ([-1], bytes(99), "page -1"),
+        ([1, 1], bytes(198), "a page is stored twice"),
+        ([1, 2], bytes(197), "197 bytes for 2 pages of 99: send 198"),
+        ([1], memoryview(array("Q", bytes(96))), "96 bytes"),
+    ],
+)
+def test_contents_that_are_refused(pages: list[int], contents: bytes | memoryview, complaint: str) -> None:
+    with pytest.raises(StepError, match=complaint) as e:
+        check_store(pages, contents, FACTS)
+    assert e.value.errno == Errno.EINVAL
+
+
+def test_what_does_not_fit_into_one_frame_is_refused() -> None:
+    assert MAX_CONTENTS_BYTES <= MAX_MESSAGE_BYTES
+    with pytest.raises(StepError, match="5 pages at once; this worker takes 4 pages of 16777216 bytes"):
+        check_fetch([0, 1, 2, 3, 4], BIG)

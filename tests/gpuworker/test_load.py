@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
+from gpuworker.device import count_host_pages
 from gpuworker.engine import Engine
 from gpuworker.load import load
 from gpuworker.options import OptionError, Options
 
 GIB = 1 << 30
+PER_PAGE = (2 * 2 * 16 * 2 * 8 + 2 * 32) * 4  # of the tiny model in fp32: K and V of its layers, two tails
 
 
 def tiny(path: Path, log: list[str] | None = None, **options: Any) -> Engine:
@@ -42,16 +45,37 @@ def test_the_context_shrinks_to_what_the_pages_hold(tiny_llama_dir: Path) -> Non
 
 
 def test_pages_come_from_a_share_of_memory(tiny_llama_dir: Path) -> None:
-    per_page = (2 * 2 * 16 * 2 * 8 + 32) * 4
-    engine = tiny(tiny_llama_dir, num_pages=None, kv_cache_memory=100.5 * per_page / GIB)
+    engine = tiny(tiny_llama_dir, num_pages=None, kv_cache_memory=100.5 * PER_PAGE / GIB)
     assert engine.info().n_pages == 100
 
 
 def test_bfloat16_pages_are_half_as_big(tiny_llama_dir: Path) -> None:
-    per_page = (2 * 2 * 16 * 2 * 8 + 32) * 2
-    engine = tiny(tiny_llama_dir, num_pages=None, kv_cache_memory=100.5 * per_page / GIB, dtype="bfloat16")
+    engine = tiny(tiny_llama_dir, num_pages=None, kv_cache_memory=100.5 * PER_PAGE / 2 / GIB, dtype="bfloat16")
     assert engine.info().n_pages == 100
     assert engine.info().model.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "n_host_pages"),
+    [
+        ({"swap_space": 0.0}, 0),
+        ({"swap_space": 20.5 * PER_PAGE / GIB}, 20),
+        ({}, 4 * 32),  # the default would hold more, but for so few pages there is no use
+        ({"num_host_pages": 0}, 0),
+        ({"num_host_pages": 500, "swap_space": 0.0}, 500),
+    ],
+    ids=str,
+)
+def test_the_room_for_pages_in_main_memory(tiny_llama_dir: Path, options: dict[str, Any], n_host_pages: int) -> None:
+    facts = tiny(tiny_llama_dir, **options).info()
+    assert (facts.n_pages, facts.n_host_pages, facts.page_bytes) == (32, n_host_pages, PER_PAGE)
+
+
+def test_main_memory_is_not_filled_to_the_brim() -> None:
+    """However much is asked for, half of what is free stays free."""
+    n_host_pages = count_host_pages(Options(swap_space=1e9), n_pages=10**12, bytes_per_page=PER_PAGE)
+    half = psutil.virtual_memory().available / 2
+    assert 0.5 < n_host_pages * PER_PAGE / half < 1.5  # others come and go
 
 
 @pytest.mark.parametrize(
@@ -68,6 +92,7 @@ def test_bfloat16_pages_are_half_as_big(tiny_llama_dir: Path) -> None:
         ({"tokenizer": "/nowhere"}, "/nowhere"),
         ({"max_model_len": 257}, "made for 256 tokens"),
         ({"max_model_len": 100, "num_pages": 2}, "2 pages hold 32 tokens"),
+        ({"num_host_pages": 10**13}, "do not fit into memory: Unable to allocate"),
         ({"num_pages": 10**10}, "do not fit into memory: Unable to allocate"),
         ({"num_pages": None, "kv_cache_memory": 1e-6}, "no memory for pages"),
     ],

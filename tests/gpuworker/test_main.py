@@ -1,5 +1,7 @@
 """`python -m gpuworker` as a process: what it prints, when it ends, with which code."""
 
+import gc
+import inspect
 import json
 import os
 import signal
@@ -9,6 +11,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ import pytest
 import zmq
 
 from gpuworker import wire
+from gpuworker.__main__ import load, long_lived, main
+from gpuworker.options import Options
 
 PATIENCE_S = 60
 
@@ -65,13 +70,18 @@ def attached(address: str) -> "Iterator[zmq.Socket[bytes]]":
     kernel = context.socket(zmq.DEALER)
     kernel.setsockopt(zmq.RCVTIMEO, PATIENCE_S * 1000)
     kernel.connect(address)
-    kernel.send_multipart(wire.encode_greeting(wire.Hello(wire.WIRE_HASH, "k1")))
     try:
-        welcome = wire.decode_greeting(kernel.recv_multipart())
-        assert isinstance(welcome, wire.Welcome)
+        greet(kernel)
         yield kernel
     finally:
         context.destroy(linger=0)
+
+
+def greet(kernel: "zmq.Socket[bytes]") -> wire.Welcome:
+    kernel.send_multipart(wire.encode_greeting(wire.Hello(wire.WIRE_HASH, "k1")))
+    welcome = wire.decode_greeting(kernel.recv_multipart())
+    assert isinstance(welcome, wire.Welcome)
+    return welcome
 
 
 def run(*args: str) -> "subprocess.CompletedProcess[str]":
@@ -94,7 +104,7 @@ def test_signals_end_it_with_a_goodbye(tmp_path: Path, number: signal.Signals) -
             assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Bye)
         code, said = process.end()
         assert code == 0
-        assert f"ready on ipc://{tmp_path}/w: null, none, 99 pages of 16 tokens\n" in said
+        assert f"ready on ipc://{tmp_path}/w: null, none, 99 pages of 16 tokens, 99 in main memory\n" in said
         assert "Traceback" not in said
 
 
@@ -102,8 +112,8 @@ def test_a_long_step_does_not_hold_it(tmp_path: Path) -> None:
     """A step of an hour, and a signal in the middle of it."""
     with worker(*null(tmp_path, "--step-time-us", str(3600 * 10**6))) as process:
         with attached(process.report()["address"]) as kernel:
-            empty = wire.Batch(wire.BatchHead(1, [], []), *(array("I") for _ in range(4)))
-            kernel.send_multipart(wire.encode(empty))
+            small = wire.Batch(wire.BatchHead(1, [], [wire.Row(1, 0, 0, 0)]), *(array("I") for _ in range(4)))
+            kernel.send_multipart(wire.encode(small))
             kernel.send_multipart(wire.encode(wire.Ping(1)))
             assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Pong)
             process.popen.terminate()
@@ -118,6 +128,17 @@ def test_it_ends_when_its_kernel_leaves(tmp_path: Path) -> None:
     ):
         kernel.send_multipart(wire.encode(wire.Detach("done")))
         assert process.end()[0] == 0
+
+
+def test_a_kernel_that_was_killed_finds_its_worker_again(tmp_path: Path) -> None:
+    """It says nothing when it goes, and comes back under its name at once."""
+    with worker(*null(tmp_path, "--parent", str(os.getpid()))) as process:
+        address = process.report()["address"]
+        for _ in range(3):
+            with attached(address) as kernel:
+                kernel.send_multipart(wire.encode(wire.Ping(1)))
+                assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Pong)
+        assert process.popen.poll() is None
 
 
 def test_without_a_parent_it_waits_for_the_next_kernel(tmp_path: Path) -> None:
@@ -197,6 +218,44 @@ def test_an_open_door_is_warned_of() -> None:
         code, said = process.end()
     assert code == 0
     assert "neither encrypted nor authenticated" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "n_host_pages"),
+    [
+        (Options(num_pages=9), 9),
+        (Options(num_pages=9, swap_space=0.001), 9),
+        (Options(num_pages=9, swap_space=0), 0),
+        (Options(num_pages=9, swap_space=0, num_host_pages=7), 7),
+        (Options(num_pages=9, num_host_pages=0), 0),
+    ],
+)
+def test_the_host_pages_of_a_null_worker(options: Options, n_host_pages: int) -> None:
+    assert load(replace(options, backend="null")).info().n_host_pages == n_host_pages
+
+
+def test_every_option_can_be_given() -> None:
+    """A field of Options that no flag sets would be a KeyError at each start."""
+    assert inspect.signature(main).parameters.keys() >= Options.__dataclass_fields__.keys()
+
+
+def test_the_options_of_a_null_worker_reach_it(tmp_path: Path) -> None:
+    args = ("--num-pages", "9", "--num-host-pages", "5", "--max-num-seqs", "3", "--step-time-us", "0.5")
+    costs = ("--row-time-us", "1", "--token-time-us", "1", "--context-time-us", "0.1")
+    with worker(*null(tmp_path, *args, *costs)) as process, attached(process.report()["address"]) as kernel:
+        welcome = greet(kernel)
+        assert (welcome.n_pages, welcome.n_host_pages, welcome.max_rows) == (9, 5, 3)
+
+
+def test_a_loaded_worker_is_not_searched_for_garbage() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with long_lived():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
 
 
 def test_a_null_worker_imports_no_tensors() -> None:

@@ -1,17 +1,20 @@
 """The null worker: what it answers depends on the (token, position) sequence seen through the page table, and on all
 of it; it samples as the torch worker does; its language round-trips."""
 
+import contextlib
 import itertools
 import json
 import math
 import random
 import struct
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
 import jinja2
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +24,7 @@ from tokenizers import Tokenizer
 from gpuworker import noise, nulltext, sampling
 from gpuworker.backend import StepError
 from gpuworker.null import NullBackend
+from gpuworker.stepcost import StepCost
 from gpuworker.wire import Answer, Ask, Batch, BatchDone, BatchHead, Draw, Row
 from sdk.abi.errors import Errno
 from sdk.abi.values import Sampling
@@ -162,13 +166,145 @@ def test_the_tail_is_read_before_the_step_moves_it() -> None:
 
 
 def test_verify_tells_of_a_stale_tail() -> None:
-    """After a truncation the page's tail is of a token that is gone; computing goes on well, asking does not."""
+    """After a truncation the page's tails are of tokens that are gone; computing goes on well, asking does not."""
     file = fresh()
     file.append([70, 71, 72])
     file.n = 2
     with pytest.raises(AssertionError, match="out of date"):
         file.append([], ALL)
     assert file.append([73], ALL) == answer_of([70, 71, 73])
+
+
+@given(st.integers(1, 12))
+def test_a_surplus_token_leaves_the_tail_before_it(n: int) -> None:
+    """Computed ahead and thrown away, in the same page or the next; and the file goes on as if it had never been."""
+    file, tokens = fresh(), list(range(70, 70 + n))
+    want = file.append(tokens, ALL)
+    file.append([99])
+    file.n, n_pages = n, -(-n // SIZE)
+    surplus, file.pages = file.pages, file.pages[:n_pages]
+    assert file.append([], ALL) == want
+    file.pages = surplus
+    assert file.append([80], ALL) == answer_of([*tokens, 80])
+
+
+def test_a_fork_after_a_surplus_asks_the_tail_before_it() -> None:
+    file = fresh()
+    want = file.append([70, 71, 72, 73, 74], ALL)
+    file.append([99])
+    file.n = 5
+    assert file.fork().append([], ALL) == want
+
+
+def generated(n: int, chained: bool) -> list[tuple[list[int | None], bytes]]:
+    """Samples and raw logits of n steps of three rows, which swap places after each step."""
+    worker, free, draws = null(), itertools.count(), [Sampling(), Sampling(temperature=0.9), Sampling(temperature=2.0)]
+    files, fed, steps = [File(worker, free) for _ in draws], [70, 71, 72], []
+    for i in range(n):
+        order = [(i + k) % 3 for k in range(3)]
+        is_chained = chained and i > 0
+        table = [files[j].row([0], [Ask(0, Draw(draws[j], j, i + 1), logits=True)]) for j in order]
+        table = [msgspec.structs.replace(r, job=j, chained=is_chained) for r, j in zip(table, order, strict=True)]
+        tokens = [0] * 3 if is_chained else [fed[j] for j in order]
+        arrays = (tokens, [i] * 3, [p for j in order for p in files[j].pages], list[int]())
+        done = worker.run(Batch(BatchHead(i, [], table), *(array("I", a) for a in arrays)))
+        samples = {row.job: row.answers[0].sample for row in done.head.rows}
+        fed = [samples[j] or 0 for j in range(3)]
+        steps.append(([samples[j] for j in range(3)], bytes(done.logits)))
+    return steps
+
+
+def test_chained_rows_go_on_from_what_was_drawn() -> None:
+    assert generated(12, chained=True) == generated(12, chained=False)
+
+
+def test_a_chain_breaks_at_a_failure_and_after_a_batch_without_its_job() -> None:
+    worker = null()
+    draw, chained = Row(1, 0, 1, 1, [Ask(0, Draw(Sampling(), 0, 1))]), Row(1, 1, 1, 1, chained=True)
+
+    def run(row: Row, *tokens: int) -> None:
+        arrays = (tokens, range(row.n_before, row.n_before + row.n_new), [0] * row.n_pages, list[int]())
+        worker.run(Batch(BatchHead(1, [], [row]), *(array("I", a) for a in arrays)))
+
+    run(draw, 70)
+    run(chained, 0)
+    for between in (Row(2, 0, 0, 0), Row(1, 0, 0, 1)):  # a batch of another job; one that is refused
+        run(draw, 70)
+        with contextlib.suppress(StepError):
+            run(between)
+        with pytest.raises(StepError, match="job 1: it is chained") as e:
+            run(chained, 0)
+        assert e.value.errno == Errno.EINVAL
+
+
+def moves(out: Sequence[tuple[int, int]] = (), back: Sequence[tuple[int, int]] = ()) -> Batch:
+    return Batch(BatchHead(1, [], [], 0, list(out), list(back)), *(array("I") for _ in range(4)))
+
+
+def test_pages_move_out_and_come_back_elsewhere() -> None:
+    worker = null(n_host_pages=4)
+    assert worker.info().n_host_pages == 4
+    file = fresh(worker)
+    want = file.append([70, 71, 72, 73, 74, 75], ALL)
+    assert worker.run(moves(out=[(0, 3), (1, 0)])).head.move_s > 0
+    File(worker, iter([0, 1])).append([90] * 8)
+    worker.run(moves(back=[(3, 40), (0, 41)]))
+    back = File(worker, itertools.count(50), [40, 41], 6)
+    assert back.append([], ALL) == want
+    assert back.append([76], ALL) == answer_of([70, 71, 72, 73, 74, 75, 76])
+
+
+def test_moves_go_with_the_rows_of_others() -> None:
+    worker = null()
+    file, other = fresh(worker), File(worker, iter([20]))
+    want = file.append([70, 71], ALL)
+    row = other.row([80], [Ask(0, ALL.draw)])
+    head = BatchHead(1, [(5, 6)], [row], 0, [(0, 9)])
+    done = worker.run(Batch(head, *(array("I", a) for a in ([80], [0], [20], list[int]()))))
+    assert done.head.rows[0].answers[0].sample == answer_of([80], ask=Ask(0, ALL.draw)).sample
+    worker.run(moves(back=[(9, 7)]))
+    assert File(worker, iter([]), [7], 2).append([], ALL) == want
+
+
+def test_a_host_page_never_written_is_told_of() -> None:
+    worker = null()
+    worker.run(moves(back=[(5, 0)]))
+    with pytest.raises(AssertionError, match="nothing was ever written"):
+        File(worker, iter([]), [0], 2).append([], ALL)
+
+
+def test_as_many_host_pages_as_pages_unless_it_is_told() -> None:
+    assert null(n_pages=7).info().n_host_pages == 7
+    with pytest.raises(StepError, match="this worker has none"):
+        null(n_host_pages=0).run(moves(out=[(0, 0)]))
+
+
+def test_pages_can_be_sent_to_another_worker() -> None:
+    source, target = fresh(), null()
+    want = source.append([70, 71, 72, 73, 74, 75], ALL)
+    contents = source.worker.fetch([1, 0])
+    assert len(contents) == 2 * target.info().page_bytes
+    target.store([30, 31], memoryview(contents))
+    assert target.fetch([30, 31]) == contents
+    copy = File(target, itertools.count(), [31, 30], 6)
+    assert copy.append([], ALL) == want
+    assert copy.append([76], ALL) == answer_of([70, 71, 72, 73, 74, 75, 76])
+    for pages, bad in (([64], contents[: len(contents) // 2]), ([0], contents)):
+        with pytest.raises(StepError) as e:
+            target.store(pages, bad)
+        assert e.value.errno == Errno.EINVAL
+    with pytest.raises(StepError):
+        target.fetch([64])
+
+
+def test_a_step_takes_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    cost = StepCost(step_s=0.001, row_s=0.01, token_s=0.1, context_s=1.0)
+    fresh(null(cost=cost)).append([70, 71, 72])
+    fresh(null()).append([70, 71, 72])
+    null(cost=cost).run(moves(out=[(0, 0)]))
+    assert slept == [cost.cost(1, 3, 3)]
 
 
 def test_verify_tells_of_a_slot_never_written() -> None:

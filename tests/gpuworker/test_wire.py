@@ -19,10 +19,11 @@ DRAW = Draw(Sampling(temperature=0.7, logit_bias={5: -1.5}), 2**64 - 1, 9, n_his
 def batch() -> Batch:
     rows = [
         Row(7, 16, 2, 2, [Ask(-1, DRAW), Ask(1, top_k=3, logits=True, logprobs_of=[1, 2], target=4, entropy=True)]),
-        Row(8, 5, 0, 1),
+        Row(8, 5, 0, 1, chained=True),
     ]
     arrays = ([11, 2**32 - 1], [16, 17], [3, 4, 5], [1, 2, 3])
-    return Batch(BatchHead(1, [(3, 4)], rows), *(array("I", a) for a in arrays))
+    head = BatchHead(1, [(3, 4)], rows, n_failed=2, moves_out=[(6, 7)], moves_in=[(8, 9), (10, 11)])
+    return Batch(head, *(array("I", a) for a in arrays))
 
 
 def test_batch_survives() -> None:
@@ -43,15 +44,25 @@ def test_a_decoded_batch_can_be_sent_on() -> None:
 
 def test_batch_done_survives() -> None:
     answers = [Answer(3, -0.5, [3, 4], [-0.5, -1.0], [-9.0], -2.0, 1.5, has_logits=True), Answer()]
-    sent = BatchDone(BatchDoneHead(4, [RowDone(7, answers)], 2, 0.25), array("f", [1.0, 2.0]).tobytes())
+    sent = BatchDone(BatchDoneHead(4, [RowDone(7, answers)], 2, 0.25, 0.5), array("f", [1.0, 2.0]).tobytes())
     got = wire.decode_to_kernel(wire.encode(sent))
     assert isinstance(got, BatchDone)
     assert got.head == sent.head
     assert bytes(got.logits) == sent.logits
 
 
-@pytest.mark.parametrize("message", [wire.GetAssets(), wire.Ping(3), wire.Detach("bye")])
-def test_messages_to_the_worker_survive(message: wire.ToWorker) -> None:
+def test_contents_of_pages_survive() -> None:
+    for contents in (b"", b"12345", memoryview(b"67890")):
+        stored = wire.decode_to_worker(wire.encode(wire.Store(wire.StoreHead(7, [3, 4]), contents)))
+        fetched = wire.decode_to_kernel(wire.encode(wire.Fetched(wire.FetchedHead(7), contents)))
+        assert isinstance(stored, wire.Store)
+        assert isinstance(fetched, wire.Fetched)
+        assert (stored.head, bytes(stored.contents)) == (wire.StoreHead(7, [3, 4]), bytes(contents))
+        assert (fetched.head, bytes(fetched.contents)) == (wire.FetchedHead(7), bytes(contents))
+
+
+@pytest.mark.parametrize("message", [wire.Fetch(5, [1, 2]), wire.GetAssets(), wire.Ping(3), wire.Detach("bye")])
+def test_messages_to_the_worker_survive(message: wire.FromKernel) -> None:
     assert wire.decode_to_worker(wire.encode(message)) == message
 
 
@@ -59,12 +70,15 @@ def test_messages_to_the_worker_survive(message: wire.ToWorker) -> None:
     "message",
     [
         wire.BatchFailed(1, Errno.ENOSPC, "no memory"),
+        wire.BatchFailed(1, Errno.EIO, "void", void=True),
+        wire.Stored(1),
+        wire.PagesFailed(1, Errno.EINVAL, "no such page"),
         wire.Assets("{}", None, {"eos_token": "e"}, add_bos=True),
         wire.Pong(1, 2, 3),
         wire.Bye("end"),
     ],
 )
-def test_messages_to_the_kernel_survive(message: wire.ToKernel) -> None:
+def test_messages_to_the_kernel_survive(message: wire.FromWorker) -> None:
     assert wire.decode_to_kernel(wire.encode(message)) == message
 
 
@@ -72,7 +86,7 @@ def test_messages_to_the_kernel_survive(message: wire.ToKernel) -> None:
     "greeting",
     [
         wire.Hello(wire.WIRE_HASH, "k1"),
-        wire.Welcome(wire.WIRE_HASH, "w1", 12, "cpu", "cpu", MODEL, 10, 4, 64),
+        wire.Welcome(wire.WIRE_HASH, "w1", 12, "cpu", "cpu", MODEL, 10, 20, 4096, 4, 64),
         wire.Refused(wire.WIRE_HASH, "no"),
     ],
 )
@@ -106,11 +120,21 @@ def test_arrays_must_fit_the_rows(frame: int, change: object) -> None:
         [b"\x83\xa4type\xa4ping\xa5nonce\x01\xa1x" + b"\x91" * 200_000 + b"\0"],  # nested without an end
         [b"\x82\xa4type\xa6detach\xa6reason\xa1\xff"],  # text that is no UTF-8
         wire.encode(wire.Pong(1, 2, 3)),  # the other direction
+        wire.encode(wire.Store(wire.StoreHead(7, [3]), b"x"))[:1],
+        [*wire.encode(wire.Store(wire.StoreHead(7, [3]), b"x")), b"y"],
     ],
 )
 def test_malformed_to_worker(frames: list[bytes]) -> None:
     with pytest.raises(WireError):
         wire.decode_to_worker(frames)
+
+
+@pytest.mark.parametrize("done", [wire.Fetched(wire.FetchedHead(7), b"x"), BatchDone(BatchDoneHead(4, [], 0, 0.0))])
+def test_malformed_to_kernel(done: wire.Fetched | BatchDone) -> None:
+    frames = wire.encode(done)
+    for bad in (frames[:1], [*frames, b""], []):
+        with pytest.raises(WireError):
+            wire.decode_to_kernel(bad)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ NUMBERS = {
     "open": 20, "create": 21, "close": 22, "unlink": 23, "stat": 24, "fstat": 25, "readdir": 26, "mkdir": 27,
     "rename": 28, "fork": 29, "truncate": 30, "tokens": 31, "positions": 32,
     "spawn": 50, "wait": 51, "exit": 52, "kill": 53, "getpid": 54, "sleep": 55, "now": 56, "random": 57, "rusage": 58,
+    "priority": 59, "limits": 60,
     "send": 70, "recv": 71, "emit": 72, "input": 73,
 }  # fmt: skip
 

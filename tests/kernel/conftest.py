@@ -21,6 +21,7 @@ from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process 
 from kernel.client import Client
 from kernel.config import Config
 from kernel.core import Kernel
+from kernel.link import ZmqTransport
 from kernel.loader import Program, load_file
 from kvfs import fsck
 from sdk.abi.values import ExitStatus
@@ -71,6 +72,11 @@ class House:
         assert status.code == 0, f"{status.error}\n{status.traceback}"
         return msgspec.json.decode(status.result)
 
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let everybody else run until something is so."""
+        while not condition():  # noqa: ASYNC110  (nobody would set an event)
+            await asyncio.sleep(0)
+
     def lose(self, name: str) -> None:
         """Cut the link to a worker, as its death would."""
         self.kernel.fleet.lost(name, "the test cut it off")
@@ -83,11 +89,19 @@ class House:
 async def running_house(
     directory: Path, n_workers: int = 1, backends: Sequence[Any] = (), **options: Any
 ) -> AsyncIterator[House]:
-    """A kernel with null workers, or devices of the caller's. `options` are NullBackend's. Checks for leaks."""
+    """A kernel with null workers, or devices of the caller's. `options` are Config's or NullBackend's. Checks for
+    leaks."""
     loop = asyncio.get_running_loop()
     stepper.install(loop)
-    config = Config(heartbeat_s=0.2, seed=1, http=False, socket=directory / "k.sock", attach_timeout_s=5.0)
-    kernel = Kernel(config, dispatch.make_door)
+    configured = {
+        name: options.pop(name)
+        for name in list(options)
+        if name in Config.__struct_fields__ and name not in ("num_pages", "max_model_len")
+    }
+    config = Config(
+        **{"heartbeat_s": 0.2, "seed": 1, "attach_timeout_s": 5.0} | configured, http=False, socket=directory / "k.sock"
+    )
+    kernel = Kernel(config, dispatch.make_door, ZmqTransport())
     with ExitStack() as stack:
         try:
             for i, backend in enumerate(backends or [None] * n_workers):

@@ -7,44 +7,67 @@ from sdk import syscalls
 from sdk.abi.errors import BrokenPipe
 
 
+class Thread:
+    """Somebody who waits for the client."""
+
+    gone = False
+
+    def __init__(self):
+        self.got = None
+
+    def complete(self, result):
+        self.got = ("result", result)
+
+    def fail(self, error):
+        self.got = ("error", str(error))
+
+
 async def test_events_come_in_order_and_end():
     client = Client(interactive=False)
-    assert client.emit(Event(data=1)) is None
-    assert client.emit(Event(data=2)) is None
+    assert client.emit(Event(data=1))
+    assert client.emit(Event(data=2))
     client.end()
     assert [(await client.next()).data, (await client.next()).data, await client.next()] == [1, 2, None]
 
 
 async def test_a_full_buffer_makes_the_writer_wait():
     client = Client(interactive=False, n_buffered_max=2)
-    assert client.emit(Event(data=1)) is None
-    waiter = client.emit(Event(data=2))
-    assert not waiter.done()
+    writer, gone = Thread(), Thread()
+    assert client.emit(Event(data=1))
+    assert not client.emit(Event(data=2))
+    client.wait_for_room(gone)
+    client.wait_for_room(writer)
+    client.forget(gone)
+    assert writer.got is None
     await client.next()
-    assert waiter.done()
+    assert (writer.got, gone.got) == (("result", None), None)
 
 
 async def test_lines_answer_the_oldest_question():
     client = Client(interactive=True)
     assert not client.answer("nobody asked")
-    first, second = client.ask("1> "), client.ask("2> ")
-    assert [(await client.next()).prompt for _ in range(2)] == ["1> ", "2> "]
+    gone, first, second = Thread(), Thread(), Thread()
+    for i, thread in enumerate((gone, first, second)):
+        client.ask(f"{i}> ", thread)
+    assert [(await client.next()).prompt for _ in range(3)] == ["0> ", "1> ", "2> "]
+    gone.gone = True
     assert client.answer("a")
     client.no_more_input()
-    assert first.result() == "a"
-    with pytest.raises(BrokenPipe, match="no more input"):
-        second.result()
+    assert first.got == ("result", "a")
+    assert second.got == ("error", "EPIPE: the client has no more input")
     with pytest.raises(BrokenPipe):
-        client.ask("3> ")
+        client.ask("3> ", Thread())
 
 
 async def test_a_client_that_leaves():
     client = Client(interactive=True, n_buffered_max=1)
-    waiter = client.emit(Event(data=1))
-    question = client.ask("> ")
+    writer, reader = Thread(), Thread()
+    client.emit(Event(data=1))
+    client.wait_for_room(writer)
+    client.ask("> ", reader)
     client.leave()
-    assert waiter.done()
-    assert isinstance(question.exception(), BrokenPipe)
+    assert writer.got == ("result", None)
+    assert reader.got == ("error", "EPIPE: the client has no more input")
     with pytest.raises(BrokenPipe, match="left"):
         client.emit(Event(data=2))
 

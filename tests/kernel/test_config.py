@@ -23,6 +23,7 @@ def test_the_command_line_counts_most_then_environment_then_file(tmp_path):
         ("- a", "mapping"),
         ("port: [", "cannot read"),
         ("max_num_seqs: 0", "max_num_seqs"),
+        ("scheduling_policy: lottery", "scheduling_policy"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text, message):
@@ -48,6 +49,16 @@ def test_every_option_can_come_from_anywhere(tmp_path):
     file.write_text("socket: [1]\n")
     with pytest.raises(ConfigError, match="socket"):
         Config.load({}, file, {})
+
+
+def test_shares_of_tenants(tmp_path):
+    file = tmp_path / "kernel.yaml"
+    file.write_text("tenant-share: {acme: 2, guests: 0.5}\n")
+    assert Config.load({}, file, {}).tenant_share == {"acme": 2.0, "guests": 0.5}
+    assert Config.load({}, None, {"SYMPHONY_TENANT_SHARE": "{acme: 2}"}).tenant_share == {"acme": 2.0}
+    for text in ("{acme: 0}", "acme", "{acme: [}"):
+        with pytest.raises(ConfigError, match="tenant_share"):
+            Config.load({}, None, {"SYMPHONY_TENANT_SHARE": text})
 
 
 def test_a_missing_file(tmp_path):

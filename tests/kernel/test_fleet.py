@@ -3,13 +3,15 @@
 import asyncio
 import threading
 
+import msgspec
 import pytest
 import zmq
 
 from gpuworker.backend import StepError
 from gpuworker.null import NullBackend
+from gpuworker.stepcost import StepCost
 from gpuworker.wire import WIRE_HASH, Welcome, encode_greeting
-from kernel.fleet import AttachError
+from kernel.attachment import AttachError
 from sdk import kv, syscalls
 from sdk.abi.errors import Errno, SyscallError
 from sdk.abi.values import NOTHING, Decoding
@@ -55,61 +57,96 @@ class Gate:
         return self.device.run(batch)
 
 
-async def test_a_lost_worker_fails_its_programs_alone(make_house):
+async def test_a_lost_worker_costs_time_and_nothing_else(make_house):
     gate = Gate()
+
+    async def main():
+        fd = await syscalls.create()
+        await syscalls.pred(fd=fd, tokens=[1, 2, 3], want=NOTHING)
+        before = (await syscalls.fstat(fd=fd)).worker
+        done = await syscalls.generate(fd=fd, decoding=Decoding(max_tokens=20, ignore_eos=True))
+        return [before, (await syscalls.fstat(fd=fd)).worker, done.tokens, await syscalls.tokens(fd=fd)]
+
     async with make_house(backends=[gate, None]) as house:
         first, second = (w.name for w in house.kernel.workers)
         gate.began.clear()
         gate.open.clear()
-
-        async def main():
-            fd = await syscalls.create()
-            await syscalls.pred(fd=fd, tokens=[1, 2, 3], want=NOTHING)
-            stat = await syscalls.fstat(fd=fd)
-            try:
-                await syscalls.generate(fd=fd, decoding=Decoding(max_tokens=20))
-            except SyscallError as e:
-                lost = await syscalls.fstat(fd=fd)
-                return [stat.worker, e.errno, lost.lost]
-            return [stat.worker, "ok", False]
-
         processes = [house.start(main) for _ in range(4)]
         await asyncio.to_thread(gate.began.wait, 10)
         house.lose(first)
-        results = [await p.wait_exit() for p in processes]
+        results = [msgspec.json.decode((await p.wait_exit()).result) for p in processes]
         gate.open.set()
-        texts = sorted((s.code, s.error.split(":")[0], s.result.decode()) for s in results)
-        assert texts == [
-            (0, "", f'["{second}","ok",false]'),
-            (0, "", f'["{second}","ok",false]'),
-            (1, "EIO", ""),
-            (1, "EIO", ""),
-        ]
+        assert [r[1] for r in results] == [second] * 4
+        assert len({tuple(r[2]) for r in results}) == 1, "greedy, and so all alike"
+        assert all(r[3] == [1, 2, 3, *r[2]] for r in results)
+        assert house.kernel.counters.n_workers_lost == 1
         assert house.kernel.healthy
-        house.lose(second)
+
+
+async def test_calls_wait_for_a_worker_and_not_for_ever(make_house, null_at):
+    async with make_house(no_worker_s=1.0) as house:
+        name = next(iter(house.kernel.workers)).name
+        house.kernel.fleet.recovery.seek = lambda name: None
+        house.lose(name)
         assert not house.kernel.healthy
         status = await house.run(answer, prompt="x")
         assert status.error.startswith("ENODEV")
+        with null_at("other", NullBackend(verify=True)) as address:
+            waiting = house.start(answer, prompt="x")
+            await house.kernel.attach(address)
+            assert (await waiting.wait_exit()).code == 0
+            await house.kernel.detach(address, drain=False)
 
 
-async def test_no_pages_left_is_an_error_to_the_caller_alone(make_house):
+async def test_a_worker_that_was_cut_off_is_found_again(house):
+    name = next(iter(house.kernel.workers)).name
+    house.lose(name)
+    assert house.kernel.fleet.recovery.sought == [name]
+    assert await house.value(answer, prompt="x")
+    assert [w.name for w in house.kernel.workers] == [name]
+    assert house.kernel.fleet.recovery.sought == []
+
+
+async def test_a_worker_drains_and_its_programs_go_on(make_house):
+    async with make_house(n_workers=2, cost=StepCost(step_s=0.001)) as house:
+        first, second = (w.name for w in house.kernel.workers)
+
+        async def main():
+            base = await kv.prompt("the same for all")
+            forks = [await base.fork() for _ in range(4)]
+            texts = await asyncio.gather(*(f.text(max_tokens=60, ignore_eos=True) for f in forks))
+            return [*texts, (await base.stat()).worker]
+
+        processes = [house.start(main) for _ in range(4)]
+        while house.kernel.counters.n_generated_tokens < 100:
+            await house.kernel.fleet.attached(first).changed()
+        recomputed = house.kernel.counters.n_recomputed_tokens
+        await house.kernel.detach(first, drain=True)
+        assert [w.name for w in house.kernel.workers] == [second]
+        results = [msgspec.json.decode((await p.wait_exit()).result) for p in processes]
+        assert {r[-1] for r in results} == {second}
+        assert len({t for r in results for t in r[:-1]}) == 1
+        assert house.kernel.counters.n_pages_migrated > 0
+        assert house.kernel.counters.n_recomputed_tokens == recomputed
+        with pytest.raises(AttachError, match="only worker"):
+            await house.kernel.detach(second, drain=True)
+
+
+async def test_more_files_than_pages(make_house):
     async with make_house(n_pages=8) as house:
 
-        async def hog():
-            fds = []
-            try:
-                while True:
-                    fd = await syscalls.create()
-                    fds.append(fd)
-                    await syscalls.pred(fd=fd, tokens=[1] * 40, want=NOTHING)
-            except SyscallError as e:
-                full = e.errno
-            lengths = [len(await syscalls.tokens(fd=fd)) for fd in fds]
-            await syscalls.close(fd=fds[0])
-            await syscalls.pred(fd=fds[-1], tokens=[1] * 40, want=NOTHING)
-            return [full, lengths]
+        async def main():
+            files = [await kv.create() for _ in range(6)]
+            for i, f in enumerate(files):
+                await f.append([65 + i] * 40)
+            texts = [await f.text(max_tokens=8, ignore_eos=True) for f in files]
+            return [texts, [len(await f.tokens()) for f in files]]
 
-        assert await house.value(hog) == ["ENOSPC", [40, 40, 0]]
+        texts, lengths = await house.value(main)
+        assert lengths == [48] * 6
+        assert house.kernel.counters.n_pages_out > 0
+    async with make_house(n_pages=100) as house:
+        assert (await house.value(main))[0] == texts
 
 
 async def test_no_pages_left_in_the_middle_of_a_generation(make_house):
@@ -208,7 +245,7 @@ async def test_a_worker_that_dies_while_it_is_attached(make_house, tmp_path):
 
         def greet_and_die() -> None:
             peer, _ = router.recv_multipart()
-            welcome = Welcome(WIRE_HASH, "w", 1, "none", "null", facts.model, 1, 1, 1)
+            welcome = Welcome(WIRE_HASH, "w", 1, "none", "null", facts.model, 1, 0, 1, 1, 1)
             router.send_multipart([peer, *encode_greeting(welcome)])
             router.recv_multipart()  # it is asked for its tokenizer
             router.close()

@@ -9,24 +9,43 @@ from hypothesis import strategies as st
 from gpuworker import nulltext
 from gpuworker.wire import Answer
 from kernel.generate import GenerateJob
+from kernel.jobs import Sent
 from kernel.language import Language
 from sdk.abi.values import Chunk, Decoding, FinishReason, Sampling
 
 LANGUAGE = Language(nulltext.assets(512))
 EOS = 9999
 PROMPT = LANGUAGE.encode("prompt:")
+NONSENSE = 300
 
 
 class Run:
-    """One generation over a scripted model: the n-th draw is the n-th token of the script."""
+    """One generation over a scripted model: the n-th draw is the n-th token of the script, and after those nonsense.
 
-    def __init__(self, script, decoding, *, prompt=PROMPT, file=(), n_room=1000, budget=1000, tail_valid=True):
-        self.file = list(file)
-        self.computed = 0
+    With `depth` 2 each step is sent while the one before it is in flight, as the batcher does."""
+
+    def __init__(
+        self,
+        script,
+        decoding,
+        *,
+        prompt=PROMPT,
+        file=(),
+        n_room=1000,
+        budget=1000,
+        tail_valid=True,
+        depth=1,
+        failures=(),
+        stream=True,
+    ):
+        self.file = list(file)  # as committed
+        self.computed = 0  # and counted
+        self.n_surplus = 0
         self.chunks: list[Chunk] = []
         self.drawn_at: list[int] = []
         self.biases: list[dict] = []
         self.done = []
+        self.script = iter(script)
         job = self.job = GenerateJob(
             SimpleNamespace(),
             list(prompt),
@@ -40,34 +59,58 @@ class Run:
             history=lambda: self.file,
             on_done=self.done.append,
             on_fail=pytest.fail,
-            on_chunk=self.chunks.append,
+            on_chunk=self.chunks.append if stream else None,
         )
         job.n_file = len(self.file)
         if not tail_valid:
             job.again()
-        script = iter(script)
-        over = job.over
-        while not over:
-            step = job.next_step(min(budget, max(1, job.n_wanted)))
-            assert len(step.tokens) <= budget
-            if step.n_again:
-                assert self.file.pop() == step.tokens[0]
-            self.file.extend(step.tokens)
-            self.computed += len(step.tokens)
-            answers = []
-            for ask in step.asks:
-                assert ask.offset == len(step.tokens) - 1
-                assert ask.draw.position == len(self.file)
-                self.drawn_at.append(ask.draw.position)
-                self.biases.append(ask.draw.sampling.logit_bias)
-                answers.append(Answer(next(script), -1.0))
-            over = job.took(step, answers, [])
-            job.tell()
-            if job.truncate_to is not None:
-                del self.file[job.truncate_to :]
-                job.truncate_to = None
+        n_sent = 0
+        while not job.over:
+            while len(job.sent) < depth and job.ready:
+                job.sent.append(Sent(job, self.send(job, budget), None))
+                n_sent += 1
+            if n_sent in failures:  # the worker refuses what is in flight
+                failures = [n for n in failures if n > n_sent]
+                while job.sent:
+                    job.retract(job.sent.pop().step)
+                continue
+            self.take(job)
         job.finish()
         self.result = self.done[0]
+
+    def send(self, job, budget):
+        step = job.next_step(min(budget, max(1, job.n_wanted)))
+        assert len(step.tokens) <= budget
+        assert step.chained == bool(job.sent and job.sent[-1].step.asks)
+        return step
+
+    def take(self, job):
+        """The oldest step in flight is computed."""
+        sent = job.sent.pop(0)
+        step = sent.step
+        tokens = [sent.lease] if step.chained else list(step.tokens)  # what was drawn is noted in the lease's place
+        if step.n_again:
+            assert self.file.pop() == tokens[0]
+        self.file.extend(tokens)
+        self.computed += len(tokens)
+        answers = []
+        for ask in step.asks:
+            assert ask.offset == len(tokens) - 1
+            assert ask.draw.position == len(self.file)
+            self.drawn_at.append(ask.draw.position)
+            self.biases.append(ask.draw.sampling.logit_bias)
+            answers.append(Answer(next(self.script, NONSENSE), -1.0))
+        job.took(step, answers, [])
+        if job.sent:
+            if job.surplus:
+                assert job.sent.pop().step.chained
+                self.n_surplus += 1
+            elif answers:
+                job.sent[0].lease = answers[-1].sample
+        job.tell()
+        if job.truncate_to is not None:
+            del self.file[job.truncate_to :]
+            job.truncate_to = None
 
 
 def words(text):
@@ -199,12 +242,14 @@ TEXT = st.text(alphabet="ab é!", min_size=1, max_size=30)
     st.integers(1, 12),
     st.booleans(),
     st.one_of(st.none(), st.integers(1, 40)),
+    st.integers(1, 2),
+    st.lists(st.integers(1, 20), max_size=3),
 )
-def test_any_text_any_stop(text, stops, budget, include, n_max):
+def test_any_text_any_stop(text, stops, budget, include, n_max, depth, failures):
     script = words(text)
     n = len(script) if n_max is None else min(n_max, len(script))
     decoding = Decoding(stop=stops, include_stop=include, max_tokens=n)
-    run = Run(script, decoding, budget=budget)
+    run = Run(script, decoding, budget=budget, depth=depth, failures=sorted(failures))
     result = run.result
     shown = LANGUAGE.decode(script[:n])
     hits = [(shown.find(s), s) for s in stops if s in shown]
@@ -219,3 +264,36 @@ def test_any_text_any_stop(text, stops, budget, include, n_max):
         assert result.finish is FinishReason.LENGTH
     if "\ufffd" not in result.text:
         check(run)
+
+
+@pytest.mark.parametrize("decoding", [Decoding(max_tokens=4), Decoding(max_tokens=4, logprobs=2), Decoding(stop=["d"])])
+def test_a_length_is_known_ahead_and_costs_nothing(decoding):
+    alone, ahead = Run(words("abcd"), decoding), Run(words("abcd"), decoding, depth=2)
+    check(ahead)
+    assert ahead.result == alone.result
+    assert ahead.n_surplus == (1 if decoding.stop else 0)
+
+
+def test_a_stop_is_seen_one_step_late():
+    run = Run([*words("ab"), EOS], Decoding(), depth=2)
+    check(run)
+    assert run.result.text == "ab"
+    assert run.n_surplus == 1, "the step that feeds the end of sequence"
+    assert run.computed == len(PROMPT) + 2
+    kept = Run([*words("ab"), EOS], Decoding(include_stop=True, stop_tokens=[EOS]), depth=2)
+    assert kept.result.tokens == [*words("ab"), EOS]
+    assert kept.n_surplus == 0, "that token is part of the text"
+    assert kept.file == [*PROMPT, *kept.result.tokens]
+
+
+def test_penalties_wait_for_the_draw():
+    run = Run(words("abcd"), Decoding(max_tokens=4, sampling=Sampling(frequency_penalty=0.5)), depth=2)
+    check(run)
+    assert run.result.text == "abcd"
+
+
+def test_text_that_nobody_follows_is_decoded_at_the_end():
+    for script in (words("aé!"), words("é")[:1]):
+        followed = Run(script, Decoding(max_tokens=len(script)))
+        alone = Run(script, Decoding(max_tokens=len(script)), stream=False)
+        assert alone.result == followed.result

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuworker.wire import Answer
-from kernel.jobs import N_LOGITS_MAX, PredJob, needs_history
+from kernel.jobs import N_LOGITS_MAX, PredJob, Sent, needs_history
 from sdk.abi.values import Sampling, Want
 
 
@@ -22,20 +22,30 @@ def make(n_tokens, want, *, n_file=5, again=False):
     return job
 
 
-def run(job, limit):
-    """What the worker sees: (token, position) of each step, and for each ask the token it comes after."""
-    fed, asked, over = [], [], False
-    while not over:
-        step = job.next_step(limit)
-        assert 0 <= len(step.tokens) <= limit
-        assert len(step.tokens) == len(step.positions)
+def run(job, limit, depth=1, failures=()):
+    """What the worker sees: (token, position) of each step, and for each ask the token it comes after. `depth` steps
+    are in flight; those that are when the n-th is sent, n in `failures`, are refused."""
+    fed, asked, n_sent = [], [], 0
+    while not job.over:
+        while len(job.sent) < depth and job.ready:
+            step = job.next_step(limit)
+            assert 0 <= len(step.tokens) <= limit
+            assert len(step.tokens) == len(step.positions)
+            job.sent.append(Sent(job, step, None))
+            n_sent += 1
+        if n_sent in failures:
+            failures = [n for n in failures if n > n_sent]
+            while job.sent:
+                job.retract(job.sent.pop().step)
+            continue
+        step = job.sent.pop(0).step
         fed += list(zip(step.tokens, step.positions, strict=True))
         answers = []
         for ask in step.asks:
             after = fed[len(fed) - len(step.tokens) + ask.offset] if ask.offset >= 0 else (99, job.last_position)
             asked.append(after)
             answers.append(Answer(target_logprob=-float(after[1])))
-        over = job.took(step, answers, [])
+        job.took(step, answers, [])
     return fed, asked
 
 
@@ -44,7 +54,8 @@ def test_any_cut_asks_the_same(n_tokens, limit, data):
     at = data.draw(st.lists(st.integers(-1, n_tokens - 1), unique=True, max_size=6))
     again = data.draw(st.booleans())
     job = make(n_tokens, Want(at=at, targets=[7] * len(at)), again=again)
-    fed, asked = run(job, limit)
+    failures = sorted(data.draw(st.lists(st.integers(1, 12), max_size=3)))
+    fed, asked = run(job, limit, data.draw(st.integers(1, 2)), failures)
     expected = list(zip(job.tokens, job.positions, strict=True))
     assert fed == ([(99, 4)] if again else []) + expected
     assert sorted(asked) == sorted([(99, 4), *expected][offset + 1] for offset in at)

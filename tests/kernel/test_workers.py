@@ -2,7 +2,7 @@ import pytest
 
 from gpuworker.wire import WIRE_HASH, Hello, Refused, Welcome
 from kernel.workers import State, Workers
-from sdk.abi.errors import KernelPanic, NoDevice
+from sdk.abi.errors import KernelPanic
 from sdk.abi.values import ModelInfo
 
 
@@ -13,13 +13,13 @@ def welcome(**changes):
         "has_chat_template": False,
     }  # fmt: skip
     schema = changes.pop("schema", WIRE_HASH)
-    return Welcome(schema, "w", 1, "cpu", "cpu", ModelInfo(**(model | changes)), 10, 10, 10)
+    return Welcome(schema, "w", 1, "cpu", "cpu", ModelInfo(**(model | changes)), 10, 0, 10, 10, 10)
 
 
 def ready(workers, name):
     worker = workers.join(name, 0.0)
     worker.welcome = welcome()
-    worker.move("welcome")
+    workers.welcome(worker)
     return worker
 
 
@@ -38,16 +38,16 @@ def test_refusals_name_what_differs():
 
 def test_a_new_file_goes_where_least_is_to_do():
     workers = Workers()
-    with pytest.raises(NoDevice, match="attach"):
-        workers.place({})
+    assert workers.place({}) is None
     a, b = ready(workers, "a"), ready(workers, "b")
     assert workers.place({"a": (1, 0.0), "b": (0, 0.9)}) == "b"
     assert workers.place({"a": (1, 0.1), "b": (1, 0.2)}) == "a"
     b.move("drain")
     assert workers.place({"a": (5, 0.9), "b": (0, 0.0)}) == "a"
     a.move("lost")
-    with pytest.raises(NoDevice):
-        workers.place({"a": (0, 0.0), "b": (0, 0.0)})
+    assert workers.place({"a": (0, 0.0), "b": (0, 0.0)}) is None
+    b.move("ready")
+    assert workers.place({"a": (0, 0.0), "b": (5, 0.9)}) == "b"
 
 
 def test_health_is_what_was_seen():
@@ -70,8 +70,16 @@ def test_impossible_moves_are_panics():
         workers.join("a", 0.0)
 
 
-def test_silence():
+def test_what_was_served_is_served_for_ever():
+    """Files outlive workers, and cannot go on with another model."""
     workers = Workers()
-    a, _ = ready(workers, "a"), ready(workers, "b")
-    a.heard = 10.0
-    assert [w.name for w in workers.silent(12.0, 5.0)] == ["b"]
+    ready(workers, "a").move("lost")
+    workers.remove("a")
+    assert "another model" in workers.refusal(welcome(fingerprint="e" * 32))
+
+
+def test_whoever_did_not_listen_has_heard_no_silence():
+    workers = Workers()
+    a = ready(workers, "a")
+    workers.excuse(7.0)
+    assert a.heard == 7.0

@@ -2,39 +2,57 @@
 And a device that executes leases as a worker would."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
 from kvfs.fs import Kvfs
 from kvfs.fsck import Counts, check, counts
 from kvfs.lease import Lease
+from kvfs.moves import Migration, Transfer
 from kvfs.openfile import OpenFile
+from kvfs.table import HOST, page_number
 
 Slot = tuple[int, int]  # a token and its position
+NOTHING = Counts(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def give_everything_back(fs: Kvfs) -> None:
+    for transfer in list(fs.transfers):
+        if isinstance(transfer, Migration):
+            fs.abandon_migration(transfer)
+        else:
+            fs.abandon_move(transfer)
+    for claim in list(fs.claims):
+        for lease in claim.leases[::-1]:
+            fs.abandon(lease)
+        fs.release(claim, 0.0)
     for lease in list(fs.leases):
         fs.abandon(lease)
-    for claim in list(fs.claims):
-        fs.release(claim, 0.0)
     for f in list(fs.open_files):
         fs.close(f, 0.0)
     for path, _ in reversed(list(fs.names.walk(fs.names.root))):
         fs.unlink(path, 0.0)
+    assert check(fs) == []
+    assert counts(fs) == NOTHING
+    assert not fs.families.members
 
 
 @pytest.fixture
 def fs() -> Iterator[Kvfs]:
-    """One device `w0`: 32 pages of 4 tokens."""
+    """One device `w0`: 32 pages of 4 tokens, and 8 in host memory."""
     fs = Kvfs()
-    fs.add_device("w0", n_pages=32, page_size=4)
+    fs.add_device("w0", n_pages=32, page_size=4, n_host_pages=8)
     yield fs
     assert check(fs) == []
     give_everything_back(fs)
-    assert check(fs) == []
-    assert counts(fs) == Counts(0, 0, 0, 0, 0, 0)
+
+
+@pytest.fixture
+def undo() -> Callable[[Kvfs], None]:
+    """For tests with a file system of their own."""
+    return give_everything_back
 
 
 Append = Callable[[OpenFile, int], None]
@@ -68,83 +86,128 @@ def make(fs: Kvfs, append: Append) -> Callable[[int], OpenFile]:
     return make
 
 
+@dataclass
+class Page:
+    """What a page contains. A tail is the whole history that a hidden state depends on, so that one with the wrong
+    tokens below it is seen."""
+
+    slots: list[Slot | None]
+    tails: list[list[Slot] | None] = field(default_factory=lambda: [None, None])
+
+    def copy(self) -> "Page":
+        return Page(list(self.slots), list(self.tails))
+
+
 @dataclass(eq=False)
 class Flight:
     """A lease that was taken, on its way through the device."""
 
     lease: Lease
     file: object  # what a test keeps with it
-    history: list[Slot]  # of the file, with what the lease appends
+    history: list[Slot]  # of the file, with what the lease computes
     had_tail: bool
     table: list[int]
     is_sent: bool = False
     has_run: bool = False
-    fails: str = ""  # "": it runs; "early": not even its copies; "late": after its copies
+    is_wanted: bool = True  # not abandoned
+    fails: str = ""  # "": it runs; "early": not even its copies; "late": its copies, and rubbish in its own slots
+
+
+@dataclass(eq=False)
+class Shift:
+    """A move between tiers on its way through the device."""
+
+    transfer: Transfer
+    is_sent: bool = False
+    has_run: bool = False
+    fails: str = ""
+
+
+@dataclass(eq=False)
+class Shipment:
+    """The contents of pages on their way between devices: what is fetched from one is stored in the other."""
+
+    transfer: Transfer
+    stores: bool = False
+    contents: list[Page] = field(default_factory=list)
+    has_run: bool = False  # of the half that is on its way
 
 
 class Device:
-    """A worker's pages of slots, each with a tail, and the batches on their way to it.
+    """A worker's pages of both tiers by their entries, and the batches on their way to it.
 
-    It does what a worker does: a batch's copies first, then its rows in any order, batches in the order they were
-    sent; a row may fail, before the copies or after them. A page's tail is the whole history that a hidden state
-    depends on, so that a tail with the wrong tokens below it is seen.
+    It does what a worker does: a batch's copies and moves first, then its rows in any order, batches in the order
+    they were sent; a row may fail, before the copies or after them.
     """
 
-    def __init__(self, n_pages: int, page_size: int) -> None:
+    def __init__(self, n_pages: int, page_size: int, n_host_pages: int) -> None:
         self.page_size = page_size
-        self.slots: list[list[Slot | None]] = [[None] * page_size for _ in range(n_pages)]
-        self.tails: list[list[Slot | None] | None] = [None] * n_pages
-        self.batches: list[list[Flight]] = []
+        entries = [*range(n_pages), *range(HOST, HOST + n_host_pages)]
+        self.pages = {entry: Page([None] * page_size) for entry in entries}
+        self.batches: list[list[Flight | Shift | Shipment]] = []
 
     def ahead(self) -> "Device":
         """The device when all it was sent has run."""
-        later = Device(len(self.slots), self.page_size)
-        later.slots = [list(page) for page in self.slots]
-        later.tails = list(self.tails)
+        later = Device(0, self.page_size, 0)
+        later.pages = {entry: page.copy() for entry, page in self.pages.items()}
         for batch in self.batches:
             later.run(batch)
         return later
 
     def read(self, table: list[int], n_tokens: int) -> list[Slot | None]:
-        return [self.slots[table[i // self.page_size]][i % self.page_size] for i in range(n_tokens)]
+        return [self.pages[table[i // self.page_size]].slots[i % self.page_size] for i in range(n_tokens)]
 
-    def tail(self, table: list[int], n_tokens: int) -> list[Slot | None] | None:
-        return self.tails[table[(n_tokens - 1) // self.page_size]]
+    def tail(self, table: list[int], n_tokens: int) -> list[Slot] | None:
+        return self.pages[table[(n_tokens - 1) // self.page_size]].tails[n_tokens & 1]
 
     def run_next(self, *, backwards: bool = False) -> None:
         """Run the batch that was sent first."""
         batch = self.batches.pop(0)
         self.run(batch, backwards=backwards)
-        for flight in batch:
-            flight.has_run = True
+        for item in batch:
+            item.has_run = True
 
-    def run(self, batch: list[Flight], *, backwards: bool = False) -> None:
-        for flight in batch:
-            if flight.fails != "early":
-                for source, destination in flight.lease.copies:
-                    self.slots[destination] = list(self.slots[source])
-                    self.tails[destination] = self.tails[source]
-        for flight in reversed(batch) if backwards else batch:
-            if not flight.fails:
-                self._run_row(flight)
+    def run(self, batch: list[Flight | Shift | Shipment], *, backwards: bool = False) -> None:
+        for item in batch:
+            if isinstance(item, Shipment):
+                self._ship(item)
+            elif item.fails != "early":
+                self._copy(item)
+        for item in reversed(batch) if backwards else batch:
+            if isinstance(item, Flight) and item.fails != "early":
+                self._run_row(item)
+
+    def _copy(self, item: Flight | Shift) -> None:
+        if isinstance(item, Flight):
+            pairs = item.lease.copies
+        else:
+            pairs = list(zip(item.transfer.entries_from, item.transfer.entries_to, strict=True))
+        for source, destination in pairs:
+            self.pages[destination] = self.pages[source].copy()
+
+    def _ship(self, shipment: Shipment) -> None:
+        if shipment.stores:
+            for entry, page in zip(shipment.transfer.entries_to, shipment.contents, strict=True):
+                self.pages[entry] = page.copy()
+        else:
+            shipment.contents = [self.pages[entry].copy() for entry in shipment.transfer.entries_from]
 
     def _run_row(self, flight: Flight) -> None:
-        n_before, table = flight.lease.n_before, flight.lease.pages.tolist()
+        lease, table = flight.lease, flight.lease.pages.tolist()
         assert table == flight.table, "a page table changed under its lease"
-        assert self.read(table, n_before) == flight.history[:n_before]
-        if flight.had_tail:
-            assert self.tail(table, n_before) == flight.history[:n_before]
-        for i in range(n_before, len(flight.history)):
-            page = table[i // self.page_size]
-            self.slots[page][i % self.page_size] = flight.history[i]
-            self.tails[page] = list(flight.history[: i + 1])
+        assert max(table) == max(map(page_number, table)), "a batch uses a page in host memory"
+        if flight.is_wanted:
+            assert self.read(table, lease.n_before) == flight.history[: lease.n_before]
+            assert not flight.had_tail or self.tail(table, lease.n_before) == flight.history[: lease.n_before]
+        n_same = lease.n_again if flight.fails else 0  # written again, which does no harm
+        for i in range(lease.n_before + n_same, len(flight.history)):
+            page = self.pages[table[i // self.page_size]]
+            page.slots[i % self.page_size] = None if flight.fails else flight.history[i]
+        if lease.n_new > n_same:
+            self.pages[table[-1]].tails[len(flight.history) & 1] = None if flight.fails else flight.history
 
 
 @pytest.fixture
-def device_type() -> type[Device]:
-    return Device
-
-
-@pytest.fixture
-def flight_type() -> type[Flight]:
-    return Flight
+def simulated() -> SimpleNamespace:
+    """The classes of a simulated device."""
+    return SimpleNamespace(Device=Device, Flight=Flight, Shift=Shift, Shipment=Shipment)

@@ -158,11 +158,20 @@ def test_a_broken_program_is_one_line_and_status_2(lip, write, source, message) 
 def test_detach_ps_kill(lip, write) -> None:
     pid = lip("run", "--detach", write(WAIT)).stdout.strip()
     shown = [line.split() for line in lip("ps").stdout.splitlines()]
-    assert shown[0][:3] == ["PID", "PPID", "STATE"]
+    assert shown[0][:5] == ["PID", "PPID", "STATE", "TENANT", "PRIO"]
     (row,) = [line for line in shown if line[0] == pid]
-    assert row[-1] == "prog"
+    assert (row[1], row[3:5], row[-1]) == ("-", ["local", "0"], "prog")
     assert lip("kill", pid).stdout == ""
     assert "no process" in one_line(lip("kill", "99999", code=2))
+
+
+def test_priority_and_tenant(lip, write) -> None:
+    pid = int(lip("run", "--detach", "--priority", "7", "--tenant", "acme", write(WAIT)).stdout)
+    (shown,) = [p for p in json.loads(lip("ps", "--json").stdout) if p["pid"] == pid]
+    assert (shown["priority"], shown["tenant"], shown["usage"]["n_prompt_tokens"]) == (7, "acme", 0)
+    lip("kill", str(pid))
+    source = "from sdk import process\nasync def main(): return await process.priority()\n"
+    assert lip("run", "--priority", "-3", write(source)).stdout == "-3\n"
 
 
 # --- looking after ----------------------------------------------------------------------------------------------

@@ -6,15 +6,19 @@ import pytest
 
 import sdk
 from sdk import (
+    AccessDenied,
     BrokenPipe,
     Channel,
     FileNotFound,
     InvalidArgument,
     NoSuchProcess,
     NotAChild,
+    QuotaExceeded,
     emit,
     getpid,
+    kv,
     now,
+    process,
     random,
     rusage,
     sleep,
@@ -111,6 +115,28 @@ async def test_children_have_no_client_to_ask() -> None:
         assert (await (await spawn("ask")).wait()).code == 0
         assert await sdk.input() == "for the parent"
     assert asked == []
+
+
+async def test_limits_and_priority() -> None:
+    async def child() -> None:
+        async with await kv.create() as file:
+            await file.append([1] * 6)
+
+    async with FakeKernel(programs={"child": child}), await kv.create() as file:
+        await file.append([1, 2, 3])
+        assert await process.limits(tokens=12, pages=4) == process.Limits(tokens=12, pages=4)
+        assert (await (await spawn("child")).wait()).code == 0
+        assert "EDQUOT" in (await (await spawn("child")).wait()).error, "a child's tokens are its parent's"
+        with pytest.raises(QuotaExceeded):
+            await file.append([1, 2, 3, 4])
+        with pytest.raises(QuotaExceeded):
+            await file.generate([1, 2], max_tokens=2, ignore_eos=True)
+        with pytest.raises(AccessDenied):
+            await process.limits(pages=5)
+        assert await process.priority(3) == await process.priority() == 3
+        assert await process.priority(pid=await getpid()) == 3
+        with pytest.raises(AccessDenied):
+            await process.priority(-1)
 
 
 async def test_time_is_the_kernels() -> None:

@@ -119,9 +119,17 @@ async def test_ps_tells_what_a_program_waits_for(admin, house, waiter) -> None:
     process = house.start(WAITER)
     await house.run("async def main(): pass")  # started after it, and over: so it waits by now
     (shown,) = (await admin.get("/ps")).json()
-    assert (shown["name"], shown["state"], shown["wait"]) == ("program_1", "blocked", "recv")
+    assert (shown["name"], shown["state"], shown["wait"]) == ("program_1", "blocked", "recv never")
     house.kernel.kill(process.pid, "the test is over")
     await process.wait_exit()
+
+
+async def test_priority_and_tenant_of_a_run(admin, house, waiter) -> None:
+    request = {"file": str(waiter), "detach": True, "priority": 4, "tenant": "acme"}
+    pid = (await admin.post("/run", json=request)).json()["pid"]
+    (shown,) = (await admin.get("/ps")).json()
+    assert (shown["priority"], shown["tenant"]) == (4, "acme")
+    house.kernel.kill(pid, "the test is over")
 
 
 @pytest.mark.parametrize(

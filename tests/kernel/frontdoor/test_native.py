@@ -53,6 +53,13 @@ async def test_a_program_that_leaves_by_exit_has_no_result(public, install) -> N
     assert json.loads(response.text.splitlines()[-1])["exit"]["result"] is None
 
 
+async def test_priority_and_user(public, install) -> None:
+    name = install("urgent", "from sdk import process\nasync def main(): return await process.priority()\n")
+    assert (await public.post(f"/v1/programs/{name}", json={"priority": -2, "user": "Ada"})).json() == {"result": -2}
+    response = await public.post(f"/v1/programs/{name}", json={"priority": "high"})
+    assert response.status_code == 400
+
+
 async def test_wrong_requests(public, install) -> None:
     name = install("counter", PROGRAM)
     for body, message in [

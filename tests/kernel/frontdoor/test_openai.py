@@ -270,6 +270,22 @@ async def began(house) -> Any:
     return process
 
 
+async def test_priority_and_user_are_the_programs_terms(house, served_with) -> None:
+    async with served_with(WAITS) as client:
+        body = {"priority": 3, "user": "Ada"}
+        request = asyncio.create_task(client.post("/v1/completions", json=body))
+        process = await began(house)
+        assert (process.account.priority, process.account.tenant.name) == (3, "Ada")
+        request.cancel()
+        await process.wait_exit()
+
+
+@pytest.mark.parametrize(("field", "value"), [("priority", "high"), ("priority", 2**40), ("user", 7)])
+async def test_wrong_terms_are_refused_by_name(public, field, value) -> None:
+    response = await public.post("/v1/completions", json=PROMPT | {field: value})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_ends_its_program(house, served_with, stream: bool) -> None:
     async with served_with(WAITS) as client:
@@ -288,7 +304,7 @@ async def test_leaving_a_stream_in_the_middle_frees_everything(house, remote) ->
                 break
         (process,) = house.kernel.processes.values()
     assert (await process.wait_exit()).code == 137
-    assert process.n_generated_tokens < 3 * 8000
+    assert process.account.n_generated_tokens < 3 * 8000
 
 
 async def test_a_slow_reader_holds_the_program_back_and_loses_nothing(house, served_with) -> None:

@@ -1,0 +1,48 @@
+"""A batch in flight: its rows, their leases and the page moves beside them, and how that looks on the wire. Pure.
+
+Made, sent and settled by `kernel/batcher.py`. Never add here what goes into a batch, or what becomes of it.
+"""
+
+import math
+from array import array
+
+from gpuworker.wire import Batch, BatchHead, Row
+from kernel.jobs import Sent
+from kvfs.moves import Move, MoveKind
+
+
+class InFlight:
+    """One batch that was sent."""
+
+    __slots__ = ("dead", "moves", "n_tokens", "rows", "seq", "started")
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        self.rows: list[Sent] = []
+        self.moves: list[Move] = []
+        self.n_tokens = 0
+        self.started = math.inf  # when the worker began with it, as far as is known here
+        self.dead = False  # taken back: the worker will refuse it, since one before it has failed
+
+    def encode(self, n_failed: int) -> Batch:
+        """As the wire has it. `n_failed`: refusals heard of so far."""
+        tokens, positions, pages, history = array("I"), array("I"), array("I"), array("I")
+        rows, copies = [], []
+        for sent in self.rows:
+            lease, step = sent.lease, sent.step
+            tokens.extend(lease.tokens)
+            positions.extend(lease.positions)
+            pages.extend(lease.pages)
+            if lease.copies:
+                copies.extend(lease.copies)
+            if step is None:
+                rows.append(Row(0, lease.n_before, lease.n_new, len(lease.pages)))
+                continue
+            if step.history:
+                history.extend(step.history)
+            assert sent.job is not None
+            rows.append(Row(sent.job.number, lease.n_before, lease.n_new, len(lease.pages), step.asks, step.chained))
+        out = [pair for m in self.moves if m.kind is MoveKind.OUT for pair in m.pairs]
+        back = [pair for m in self.moves if m.kind is MoveKind.IN for pair in m.pairs]
+        head = BatchHead(self.seq, copies, rows, n_failed, out, back)
+        return Batch(head, tokens, positions, pages, history)

@@ -1,0 +1,163 @@
+"""Moves files from one worker to another: when a worker drains, and when one has far more to do than another.
+
+A family of files moves together, so that the pages they share go over once. Its jobs pause when their steps in
+flight are answered, the pages are fetched from one worker and stored on the other, and the jobs go on there. What
+cannot be moved, for want of room or because a worker is lost on the way, is computed again from its tokens. The
+rim's side: what is written where is `kvfs/moves.py`'s to say.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from itertools import count
+from time import perf_counter
+
+from gpuworker.wire import Fetch, Fetched, Store, StoreHead
+from kernel.attachment import Attached, AttachError, WorkerLost
+from kernel.fleet import Fleet
+from kernel.jobs import Job
+from kernel.workers import State
+from kvfs.moves import Migration
+from sdk.abi.errors import NoDevice, NoSpace, SyscallError
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 16 << 20  # of pages in one message
+REBALANCE = (2, 4)  # a worker with more than twice as many jobs as another, and four, gives a family away
+
+
+class Mover:
+    """Of one fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._fs = fleet.fs
+        self._numbers = count(1)
+        self._moving: set[int] = set()  # files
+
+    # --- when ---
+
+    async def drain(self, name: str) -> None:
+        """Move all files off a worker, then let it go. Its programs go on. Raises AttachError."""
+        fleet = self._fleet
+        source = fleet.attached(name)
+        if self._target(source) is None:
+            raise AttachError(f"{name} is the only worker: attach another first, or detach it without --drain")
+        if source.worker.state is State.READY:
+            source.worker.move("drain")
+        log.info("worker %s drains", name)
+        while (families := self._families(source)) or source.batcher.n_jobs:
+            for inos in families:
+                target = self._target(source)
+                if target is None:
+                    source.worker.move("ready")
+                    raise AttachError(f"{name} cannot drain: the other workers are gone")
+                await self.move(inos, source, target)
+            if source.worker.state is State.LOST:
+                raise AttachError(f"worker {name} was lost while it drained; its programs go on elsewhere")
+            if not families:
+                await source.changed()
+        await fleet.detach(name)
+
+    async def rebalance(self) -> None:
+        """Move one family from the busiest worker to the idlest, if that is worth it."""
+        ready = [a for a in self._fleet.all_attached() if a.worker.state is State.READY]
+        if len(ready) < 2 or self._moving:
+            return
+        busiest = max(ready, key=lambda a: a.batcher.n_jobs)
+        idlest = min(ready, key=lambda a: a.batcher.n_jobs)
+        factor, least = REBALANCE
+        if busiest.batcher.n_jobs <= factor * idlest.batcher.n_jobs + least:
+            return
+        at_work = {job.file.inode.ino for job in busiest.batcher.jobs()}
+        families = [inos for inos in self._families(busiest) if inos & at_work]
+        n_pages = {f.ino: f.n_pages for f in self._fs.placed(busiest.worker.name)}
+        if families:
+            await self.move(min(families, key=lambda inos: sum(n_pages[i] for i in inos)), busiest, idlest)
+
+    def _families(self, source: Attached) -> list[set[int]]:
+        """The files on a worker that are not being moved, by family."""
+        families: dict[int, set[int]] = {}
+        for f in self._fs.placed(source.worker.name):
+            if f.ino not in self._moving:
+                families.setdefault(self._fs.files[f.ino].family, set()).add(f.ino)
+        return list(families.values())
+
+    def _target(self, source: Attached) -> Attached | None:
+        """The ready worker with the most free pages."""
+        others = [a for a in self._fleet.all_attached() if a is not source and a.worker.state is State.READY]
+        devices = self._fs.devices()
+        return max(others, key=lambda a: devices[a.worker.name].n_free, default=None)
+
+    # --- how ---
+
+    async def move(self, inos: set[int], source: Attached, target: Attached) -> None:
+        """Move files and their jobs. Where that fails they are computed again instead."""
+        fleet = self._fleet
+        self._moving |= inos
+        jobs: list[Job] = []
+        try:
+            while (released := source.batcher.release(inos)) is None:
+                await source.changed()
+            jobs = released
+            fleet.hold(jobs)
+            await self._move_pages(self._held(inos, source), source, target)
+        except WorkerLost as e:
+            log.warning("files could not be moved from %s to %s: %s", source.worker.name, target.worker.name, e)
+        finally:
+            self._moving -= inos
+            fleet.unhold(jobs)
+            if source.worker.state is not State.LOST:  # asked for meanwhile, and not begun
+                late = source.batcher.release(inos) or []
+                fleet.hold(late)
+                fleet.unhold(late)
+
+    def _held(self, inos: set[int], source: Attached) -> list[int]:
+        """Those of the files that are still there and whose pages can go; the others are dropped."""
+        facts = [f for f in self._fs.placed(source.worker.name) if f.ino in inos and not f.moving and not f.n_leases]
+        self._fs.drop([f.ino for f in facts if f.n_host_pages or not f.n_pages], self._fleet.now())
+        return [f.ino for f in facts if f.n_pages and not f.n_host_pages]
+
+    async def _move_pages(self, inos: list[int], source: Attached, target: Attached) -> None:
+        fs, fleet = self._fs, self._fleet
+        if not inos:
+            return
+        try:
+            if target.worker.state is not State.READY:
+                raise NoDevice(f"{target.worker.name} is gone")
+            migration = fs.migrate(inos, target.worker.name, fleet.now())
+        except (NoSpace, NoDevice) as e:
+            log.info("%d files of %s are computed again elsewhere: %s", len(inos), source.worker.name, e)
+            fleet.counters.n_pages_dropped += fs.drop(inos, fleet.now())
+            return
+        try:
+            for pages_from, pages_to in self._chunks(migration, target):
+                number, began = next(self._numbers), perf_counter()
+                fetched: Fetched = await source.request(Fetch(number, pages_from), number)
+                await target.request(Store(StoreHead(number, pages_to), fetched.contents), number)
+                if fleet.trace is not None:
+                    ends, n_bytes = (source.worker.name, target.worker.name), len(fetched.contents)
+                    fleet.trace.migrated(*ends, began, perf_counter(), len(pages_to), n_bytes)
+        except SyscallError as e:
+            fs.abandon_migration(migration)
+            log.warning("a worker refused to move pages: %s", e)
+            fleet.counters.n_pages_dropped += fs.drop(inos, fleet.now())
+        except BaseException:
+            fs.abandon_migration(migration)
+            raise
+        else:
+            fs.commit_migration(migration, fleet.now())
+            fleet.counters.n_pages_migrated += len(migration.pages_to)
+
+    def _chunks(self, migration: Migration, target: Attached) -> Iterator[tuple[list[int], list[int]]]:
+        assert target.worker.welcome is not None
+        n = max(1, CHUNK_BYTES // target.worker.welcome.page_bytes)
+        for i in range(0, len(migration.pages_from), n):
+            yield list(migration.pages_from[i : i + n]), list(migration.pages_to[i : i + n])
+
+
+async def rebalance_forever(mover: Mover, period_s: float) -> None:
+    """Look after the balance of a fleet until cancelled."""
+    while True:
+        await asyncio.sleep(period_s)
+        await mover.rebalance()

@@ -1,0 +1,150 @@
+"""Tiers: what could leave a device, and what it takes to move it. Facts for those who decide, plans of their decisions.
+
+A page leaves the device with its last table. So what is gained by moving files away are the pages that nobody beside
+them needs: all their holders are among those files, or are files that could not be used as they are anyway (not
+RESIDENT, and no batch or move has them). The latter go along, since a page is in one place for all who share it. A
+page that somebody else computes with stays, in the tables of those who leave too; it costs nothing to keep.
+
+Host pages come back for all who share them at once, for the same reason.
+
+Called by fs.py. Never add here: which files should go, or when. That is policy, and the kernel's.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from kvfs.family import Families
+from kvfs.inode import Inode, Residency
+from kvfs.moves import Migration, Move, MoveKind
+from kvfs.pages import PagePool
+from kvfs.table import is_host
+from sdk.abi.errors import Busy, CrossDevice, KernelPanic
+
+
+class FileFacts(NamedTuple):
+    """What somebody who has to choose among files wants to know of one."""
+
+    ino: int
+    pids: tuple[int, ...]  # the processes that have it open; the kernel's own handles are 0
+    n_tokens: int
+    n_kv: int  # of those, how many have their KV in pages
+    n_pages: int  # on the device
+    n_host_pages: int
+    claimed: bool
+    n_leases: int  # batches in flight
+    moving: bool
+    used_s: float  # when it was last opened or forked, or a batch of it was committed
+
+
+def facts(inode: Inode) -> FileFacts:
+    return FileFacts(
+        ino=inode.ino,
+        pids=tuple(sorted(set(inode.pids))),
+        n_tokens=len(inode.tokens),
+        n_kv=inode.n_kv,
+        n_pages=len(inode.table) - inode.n_host,
+        n_host_pages=inode.n_host,
+        claimed=inode.claimed,
+        n_leases=inode.n_leases,
+        moving=inode.moving,
+        used_s=max(inode.used_s, inode.modified_s),
+    )
+
+
+def reclaimable(files: Sequence[Inode], families: Families) -> int:
+    """Device pages that would be free if all these files left. Those that a batch or a move has stay as they are."""
+    idle = [inode for inode in files if not inode.n_leases and not inode.moving]
+    pool = _pool_of(idle)
+    return len(_movable(pool, idle, _bystanders(pool, idle, families))) if pool is not None else 0
+
+
+def swap_out(files: Sequence[Inode], families: Families) -> Move | None:
+    """Move what these files alone need to host memory; None when that is nothing. Raises NoSpace with nothing
+    changed; KernelPanic when a batch or a move has one of them."""
+    _need_idle(files)
+    pool = _pool_of(files)
+    if pool is None:
+        return None
+    bystanders = _bystanders(pool, files, families)
+    pages = _movable(pool, files, bystanders)
+    if not pages:
+        return None
+    entries = array("I", pages)
+    moved = set(pages)
+    members = [inode for inode in (*files, *bystanders) if not moved.isdisjoint(inode.table)]
+    return Move(MoveKind.OUT, pool, entries, pool.host.alloc(len(entries)), members)
+
+
+def swap_in(inode: Inode, families: Families) -> Move:
+    """Move the host pages of a file back to its device, for all who share them. Raises NoSpace with nothing changed;
+    Busy when a move has one of those files; KernelPanic when none of its pages is in host memory."""
+    if inode.residency is Residency.MOVING:
+        inode.need_resident()
+    if not inode.n_host or inode.pool is None:
+        raise inode.panic("none of its pages is in host memory, and they are to be moved back")
+    entries = array("I", [entry for entry in inode.table if is_host(entry)])
+    moved = set(entries)
+    members = [other for other in families.of(inode) if other.n_host and not moved.isdisjoint(other.table)]
+    if any(other.moving for other in members):
+        raise Busy("a file that shares pages with this one is being moved: wait for the end of that")
+    first = inode.table.index(entries[0])
+    before = inode.table[first - 1] if first else None
+    return Move(MoveKind.IN, inode.pool, entries, inode.pool.alloc(len(entries), after=before), members)
+
+
+def migrate(files: Sequence[Inode], pool: PagePool) -> Migration:
+    """Move the pages of these files to another device; those that others share are copied. Raises NoSpace with
+    nothing changed; KernelPanic when a batch or a move has one of them, when they have pages in host memory, are on
+    no device, on several or there already; CrossDevice when the other device has pages of another size."""
+    _need_idle(files)
+    origin = files[0].pool if files else None
+    for inode in files:
+        if inode.n_host or inode.pool is pool or inode.pool is not origin or origin is None:
+            raise inode.panic(f"it cannot be migrated to {pool.name} as it is")
+    if origin is None:
+        raise KernelPanic("no file is to be migrated")
+    if origin.page_size != pool.page_size:
+        raise CrossDevice(f"pages of {origin.name} do not fit {pool.name}: drop these files, and compute them there")
+    entries = array("I", dict.fromkeys(entry for inode in files for entry in inode.table))
+    return Migration(origin, entries, pool, pool.alloc(len(entries)), list(files))
+
+
+def _need_idle(files: Iterable[Inode]) -> None:
+    for inode in files:
+        if inode.n_leases or inode.moving:
+            raise inode.panic("it is to be moved, and a batch or a move has it")
+
+
+def _pool_of(files: Iterable[Inode]) -> PagePool | None:
+    """The device that these files have their pages on; None when they have none. Raises KernelPanic on several."""
+    pool = None
+    for inode in files:
+        if inode.table and inode.pool is not pool:
+            if pool is not None:
+                raise inode.panic(f"it is to be moved together with files on {pool.name}")
+            pool = inode.pool
+    return pool
+
+
+def _bystanders(pool: PagePool, files: Sequence[Inode], families: Families) -> list[Inode]:
+    """Relatives with pages on the same device that cannot be used as they are, and that nothing in flight has."""
+    taken = {inode.ino for inode in files}
+    found = []
+    for number in dict.fromkeys(inode.family for inode in files):
+        for other in families.members.get(number, {}).values():
+            if other.ino in taken or other.pool is not pool or other.moving or other.n_leases:
+                continue
+            if other.residency is not Residency.RESIDENT:
+                found.append(other)
+    return found
+
+
+def _movable(pool: PagePool, files: Sequence[Inode], bystanders: Sequence[Inode]) -> list[int]:
+    """The device pages of these files that only they and the bystanders hold, file by file."""
+    held: Counter[int] = Counter()
+    for inode in (*files, *bystanders):
+        held.update(inode.table)
+    own = dict.fromkeys(entry for inode in files for entry in inode.table)
+    return [entry for entry in own if not is_host(entry) and held[entry] == pool.refs[entry]]

@@ -1,0 +1,241 @@
+"""Priorities, limits, usage and what `ps` says."""
+
+import asyncio
+
+import pytest
+
+import sdk
+from kernel.process import KILLED
+from sdk import Channel, kv, process
+from sdk.abi.errors import AccessDenied, QuotaExceeded
+from sdk.abi.values import Limits
+
+# --- priority -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_child_begins_with_its_parents_priority(house):
+    async def main(role: str = ""):
+        if role:
+            try:
+                await process.priority(0)
+            except AccessDenied as e:
+                return [await process.priority(), str(e)]
+        await process.priority(4)
+        status = await (await sdk.spawn(".", role="child")).wait()
+        return [await process.priority(0), status.result.decode()]
+
+    mine, childs = await house.value(main)
+    assert mine == 0, "back to where it began"
+    assert childs.startswith("[4,")
+    assert "cannot become more urgent" in childs
+
+
+async def test_another_owners_priority_is_its_own(house):
+    async def waits():
+        await Channel("never").recv()
+
+    async def main(pid: int):
+        try:
+            await process.priority(9, pid=pid)
+        except AccessDenied as e:
+            return [str(e), await process.priority(pid=pid)]
+
+    other = house.kernel.spawn(house.program(waits), {}, owner="somebody", client=None, priority=2)
+    assert await house.value(main, pid=other.pid) == [f"EACCES: process {other.pid} belongs to somebody", 2]
+    house.kernel.kill(other.pid, "the test is over")
+    await other.wait_exit()
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+async def test_tokens(house):
+    async def main(role: str = ""):
+        async with await kv.create() as f:
+            if role:
+                await f.append([1] * 30)
+                return (await process.limits()).tokens
+            await f.append([1] * 10)
+            await process.limits(tokens=100)
+            child = await (await sdk.spawn(".", role="child")).wait()
+            refused = []
+            for n in (61, 60):
+                try:
+                    await f.append([1] * n)
+                except QuotaExceeded:
+                    refused.append(n)
+            try:
+                await f.generate([1], max_tokens=1)
+            except QuotaExceeded as e:
+                refused.append(str(e))
+            return [child.result.decode(), refused, len(await f.tokens())]
+
+    childs, refused, n_tokens = await house.value(main)
+    assert (childs, refused[0], n_tokens) == ("90", 61, 70)
+    assert refused[1].startswith("EDQUOT: the limit is 100 tokens: 100 are computed, and 2 more are wanted")
+
+
+async def test_a_detached_child_does_not_escape(house):
+    async def main(role: str = ""):
+        if role:
+            async with await kv.create() as f:
+                await f.append([1] * 30)
+            await Channel("done").send((await process.limits()).tokens)
+            return None
+        await process.limits(tokens=100)
+        await sdk.spawn(".", detach=True, role="child")
+        left = await Channel("done").recv()
+        async with await kv.create() as f:
+            try:
+                await f.append([1] * 71)
+            except QuotaExceeded:
+                return left
+
+    assert await house.value(main) == 100
+
+
+async def test_time(house):
+    async def main():
+        await process.limits(wall_s=0.01)
+        await Channel("never").recv()
+
+    status = await house.run(main)
+    assert (status.code, status.error) == (KILLED, "its limit of 0.01 s is reached")
+
+
+async def test_a_time_that_is_over_already(house):
+    async def main():
+        await process.sleep(0.002)
+        await process.limits(wall_s=0.001)
+
+    assert (await house.run(main)).code == KILLED
+
+
+async def test_processor_time_counts_that_of_children(house):
+    async def main(role: str = ""):
+        if not role:
+            await process.limits(cpu_s=0.02)
+            await (await sdk.spawn(".", role="child")).wait()
+        while True:
+            sum(range(1000))
+            await asyncio.sleep(0)
+
+    p = house.start(main)
+    status = await p.wait_exit()
+    assert (status.code, status.error) == (KILLED, "its limit of 0.02 s of processor time is reached")
+    assert p.cpu_s < 0.01
+
+
+async def test_children_inherit_what_is_left(house):
+    async def waits():
+        await Channel("never").recv()
+
+    async def main():
+        await process.limits(pages=7, wall_s=100.0, cpu_s=50.0, horizon_tokens=5)
+        return await (await sdk.spawn(".", role="child")).wait()
+
+    parent = house.start(waits)
+    await house.until(lambda: parent.waiting)
+    parent.account.narrow(Limits(pages=7, wall_s=100.0, cpu_s=50.0, horizon_tokens=5))
+    child = house.kernel.spawn(house.program(waits), {}, owner="tester", client=None, parent=parent)
+    limits = child.account.limits
+    assert limits.pages == 7
+    assert 99.0 < limits.wall_s <= 100.0
+    assert 49.0 < limits.cpu_s <= 50.0
+    assert limits.horizon_tokens is None, "what a program expects of itself is no limit"
+    house.kernel.kill(parent.pid, "the test is over")
+    await parent.wait_exit()
+
+
+# --- usage --------------------------------------------------------------------------------------------------------
+
+
+async def test_usage(house):
+    async def main():
+        f = await kv.create()
+        await f.append([1] * 40)
+        forks = [await f.fork() for _ in range(3)]
+        await f.text(max_tokens=4, ignore_eos=True)
+        await Channel("never").recv(timeout=0.03)
+        return forks
+
+    p = house.start(main)
+    await house.until(lambda: any(w.call == "recv" for w in p.waiting.values()))
+    usage = p.usage
+    assert (usage.n_prompt_tokens, usage.n_generated_tokens) == (40, 4)
+    assert usage.service >= 44
+    page_size = house.kernel.model_info().page_size
+    assert usage.n_pages == -(-44 // page_size) + (1 if 40 % page_size else 0), "shared pages count once"
+    assert {"pred", "generate"} <= usage.wait_s.keys()
+    await p.wait_exit()
+    assert p.usage.n_pages == 0
+    assert p.usage.wait_s["recv"] >= 0.03
+
+
+# --- ps -----------------------------------------------------------------------------------------------------------
+
+
+async def sleeps():
+    await process.sleep(2)
+
+
+async def receives():
+    await Channel("jobs").recv()
+
+
+async def waits_for_a_child():
+    child = await sdk.spawn("usertests", role="sleep")
+    await child.wait()
+
+
+async def awaits():
+    await asyncio.Event().wait()
+
+
+async def gathers():
+    await asyncio.gather(*(process.sleep(i + 5) for i in range(3)))
+
+
+async def generates():
+    async with await kv.prompt("x") as f:
+        await f.text(max_tokens=200, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("main", "what"),
+    [
+        (sleeps, "sleep 2 s"),
+        (receives, "recv jobs"),
+        (waits_for_a_child, "wait pid 2"),
+        (awaits, f"await test_sys_process.py:{awaits.__code__.co_firstlineno + 1}"),
+        (gathers, "sleep 5 s (+2)"),
+        (generates, "generate #"),
+    ],
+)
+async def test_what_a_process_waits_for(house, main, what):
+    p = house.start(main)
+    assert p.state == "ready"
+    await house.until(lambda: p.state == "blocked" and p.waits_for().startswith(what))
+    (shown,) = [info for info in house.kernel.ps() if info.pid == p.pid]
+    assert (shown.state, shown.tenant, shown.priority, shown.n_threads > 0) == ("blocked", "tester", 0, True)
+    assert shown.wait.startswith(what)
+    house.kernel.kill(p.pid, "the test is over")
+    await p.wait_exit()
+    assert p.state == "done"
+
+
+async def test_states(house):
+    seen = []
+
+    async def main():
+        (me,) = house.kernel.processes.values()
+        seen.append(me.state)
+        await Channel("c").recv()
+
+    p = house.start(main)
+    await house.until(lambda: p.waiting)
+    seen.append(p.state)
+    house.kernel.channels.send("c", 1)
+    seen.append(p.state)
+    await p.wait_exit()
+    assert seen == ["running", "blocked", "ready"]
