@@ -160,9 +160,12 @@ class Account:
 
     def enter(self) -> None:
         """Something is asked for on the process's behalf."""
-        window, family, tenant = self.ledger.window, self.family, self.tenant
-        family.vt = max(family.vt, tenant.top - window)
-        tenant.vt = max(tenant.vt, self.ledger.top - window * tenant.per_share)
+        ledger, family, tenant = self.ledger, self.family, self.tenant
+        window = ledger.window
+        if family.vt < tenant.top - window:
+            family.vt = tenant.top - window
+        if tenant.vt < ledger.top - window * tenant.per_share:
+            tenant.vt = ledger.top - window * tenant.per_share
 
     def waited(self, now: float, since: float) -> float:
         """Seconds that something of its has waited since `since` with nothing computed for the process meanwhile."""

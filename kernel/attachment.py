@@ -5,14 +5,12 @@ the new. Made by `kernel/fleet.py`.
 """
 
 import asyncio
-from time import perf_counter
 from typing import Any
 
 from gpuworker.wire import Assets, Fetched, FromKernel, PagesFailed, Stored
 from kernel.batcher import Batcher
 from kernel.link import Link
 from kernel.local import LocalWorker
-from kernel.tracing import Trace
 from kernel.workers import State, Worker
 from sdk.abi.errors import SyscallError
 
@@ -53,11 +51,19 @@ class Attached:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def request(self, message: FromKernel, number: int) -> "asyncio.Future[Any]":
+    async def request(self, message: FromKernel, number: int, timeout_s: float) -> Any:
         """Send a `Fetch` or `Store` and get its answer. Raises WorkerLost, SyscallError."""
+        if self.worker.state is State.LOST:
+            raise WorkerLost(f"{self.worker.name} is gone")
         future = self.requests[number] = self.loop.create_future()
         self.link.send(message)
-        return future
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise WorkerLost(f"{self.worker.name} did not answer within {timeout_s:g} s") from None
+        finally:
+            self.requests.pop(number, None)
 
     def close(self, reason: str, linger_ms: int) -> None:
         """Nothing is heard or said any more; who waits for an answer is told so."""
@@ -85,13 +91,6 @@ class Attached:
             future.set_exception(SyscallError.make(message.errno, message.detail))
         else:
             future.set_result(message)
-
-    def was_busy(self, what: str, began: float, trace: Trace | None) -> None:
-        """This process was busy with its batches until now."""
-        now = perf_counter()
-        self.kernel_s += now - began
-        if trace is not None:
-            trace.decided(self.worker.name, what, began, now)
 
     def take_kernel_s(self) -> float:
         """How long it was since the last look, a batch ago."""

@@ -34,6 +34,7 @@ from kvfs.moves import MoveKind
 from sdk.abi.errors import Busy, Errno, NoSpace, SyscallError
 
 LOGITS_BYTES_MAX = 32 << 20  # raw logits of one batch
+CLOCK_S = 1e-6  # timers may be early by so much
 N_AHEAD = 2  # batches in flight
 N_PLANS = 3  # tries, where nothing fits before something is dropped
 N_TOKENS_MIN = 16  # a step that a worker has no memory for is not cut shorter than that
@@ -69,7 +70,7 @@ class Batcher:
         self.pace = Pace()
         self._firing = firing
         self._order = order
-        self._counters = counters
+        self._counters, self._latencies = counters, counters.latencies
         self._row_bytes = vocab_size * 4  # of raw logits
         self._decoding: dict[int, Job] = {}  # in the order they came; they go first
         self._queued: dict[int, Job] = {}  # prompts and preds
@@ -120,7 +121,8 @@ class Batcher:
         self._n_jobs += 1
         job.number = self._n_jobs
         job.since = now
-        self._counters.latencies.asked(job.times, now)
+        job.paused = job.preempted = False
+        self._latencies.asked(job.times, now)
         self._firing.arrived(now)
         (self._decoding if job.n_wanted <= 1 else self._queued)[job.number] = job
 
@@ -183,7 +185,7 @@ class Batcher:
 
     def plan(self, now: float) -> Batch | None:
         """The next batch, or None while it is too early or nothing is to do."""
-        if self.due(now) > now:
+        if self.due(now) > now + CLOCK_S:
             return None
         batch = InFlight(self._seq + 1)
         for _ in range(N_PLANS):
@@ -224,8 +226,8 @@ class Batcher:
                 logits_bytes += n_bytes
             batch.n_tokens += sent.lease.n_new or 1
             batch.rows.append(sent)
-            if sent.job is not None:
-                self._counters.latencies.began(sent.job.times, now)
+            if sent.job is not None and sent.job.times.began < 0:
+                self._latencies.began(sent.job.times, now)
 
     @property
     def _capped(self) -> bool:
@@ -236,7 +238,7 @@ class Batcher:
         ready = [job for job in self.jobs() if job.ready and not job.paused]
         tenants = {job.account.tenant for job in ready if job.account is not None}
         n_absent = self._presence.n_absent(tenants, now)
-        if len(tenants) + n_absent < 2:
+        if not tenants or len(tenants) + n_absent < 2:
             if len(ready) > self.max_rows:
                 ready = self._order(ready, now)[: self.max_rows]
                 ready.sort(key=lambda job: job.number not in self._decoding)
@@ -349,7 +351,7 @@ class Batcher:
         assert s.step is not None
         job.sent.pop(0)
         if answers and not job.host_decides and job.finish_reason is None:
-            self._counters.latencies.drew(job.times, now)
+            self._latencies.drew(job.times, now)
         job.took(s.step, answers, raw)
         if job.sent:
             if job.surplus:
@@ -472,10 +474,15 @@ class Batcher:
         if any(job.sent for job in jobs):
             return None
         for job in jobs:
-            job.paused = job.preempted = False
             self._decoding.pop(job.number, None)
             self._queued.pop(job.number, None)
         return jobs
+
+    def resume(self, inos: set[int]) -> None:
+        """The jobs on these files stay after all."""
+        for job in self.jobs():
+            if job.file.inode.ino in inos:
+                job.paused = False
 
     def _oldest(self, seq: int) -> InFlight:
         if not self._flight or seq != self._flight[0].seq:

@@ -117,7 +117,8 @@ async def serve(config: Config, say: Say) -> int:
             addresses, port = [f"unix:{config.socket}"], None
             if config.http:
                 before = directory.kept(Standing)
-                http = await serve_http(kernel, config.host, config.port if before is None else before.port)
+                port = config.port if before is None or before.port is None else before.port
+                http = await serve_http(kernel, config.host, port)
                 doors.push_async_callback(http.stop)
                 addresses.append(http.address)
                 port = http.port

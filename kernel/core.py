@@ -20,6 +20,7 @@ from kernel.client import Client
 from kernel.config import Config
 from kernel.counters import Counters
 from kernel.fleet import Fleet
+from kernel.guard import XCPU
 from kernel.guard import clock as guard_clock
 from kernel.jobs import Job
 from kernel.language import Language
@@ -275,13 +276,14 @@ class Kernel:
         self.scheduler.close(process.account)
         self.counters.n_ended += 1
         self.counters.program_s.add(self.now() - process.began)
+        assert process.status is not None
+        self.counters.n_guard_kills += process.status.code == XCPU
         if not self.processes:
             self._empty.set()
         parent = process.parent
         if parent is None or parent.children.pop(process.pid, None) is None or parent.dying:
             return
         parent.children_cpu_s += process.tree_cpu_s
-        assert process.status is not None
         parent.child_ended(process.status)
 
     # --- the end ---

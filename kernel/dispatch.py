@@ -6,16 +6,19 @@ comes out of a handler is a broken invariant and stops the kernel. `kernel/boot.
 call of the table has a handler.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 
 from kernel.core import Kernel
+from kernel.guard import guard
 from kernel.process import Process
 from sdk.abi import calls  # noqa: F401  (fills the table)
 from sdk.abi.errors import InvalidArgument, Killed, NotSupported, SyscallError
 from sdk.abi.table import TABLE, Syscall
+from sdk.abi.trap import Again
 
 C = TypeVar("C", bound=Syscall[Any])
 Handler = Callable[[Kernel, Process, C], Any]
@@ -46,6 +49,8 @@ def make_door(kernel: Kernel, process: Process) -> Callable[[Syscall[Any]], Any]
     def enter(call: Syscall[Any]) -> Any:
         if process.dying:
             raise Killed
+        if guard.has_had_its_turn():
+            return Again(next_pass(kernel.loop))
         process.n_syscalls += 1
         kernel.counters.n_syscalls += 1
         handler = HANDLERS.get(type(call))
@@ -60,6 +65,18 @@ def make_door(kernel: Kernel, process: Process) -> Callable[[Syscall[Any]], Any]
             raise Killed from None
 
     return enter
+
+
+def next_pass(loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
+    """Done when everybody else who is ready has had a turn."""
+    future: asyncio.Future[None] = loop.create_future()
+
+    def come() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    loop.call_soon(come)
+    return future
 
 
 def checked(call: Syscall[Any]) -> Syscall[Any]:

@@ -39,7 +39,7 @@ from gpuworker.wire import (
 )
 from kernel import watch
 from kernel.attachment import Attached, AttachError
-from kernel.batcher import Batcher, Order, WorkerFault
+from kernel.batcher import CLOCK_S, Batcher, Order, WorkerFault
 from kernel.config import Config
 from kernel.costs import StepCosts
 from kernel.counters import Counters
@@ -198,9 +198,8 @@ class Fleet:
                 try:
                     async with asyncio.timeout(self.config.proof_timeout_s):
                         await proof
-                except TimeoutError:
-                    self.cancel(job)
-                    raise
+                finally:
+                    self.cancel(job)  # if nobody waits for it any more
                 if attached.worker.state is State.LOST:
                     raise NoDevice("it was lost")
         except (SyscallError, TimeoutError) as e:
@@ -440,10 +439,10 @@ class Fleet:
         for pid, reason in batcher.take_killed():
             self._kill(pid, reason)
         due = batcher.due(now)
-        if now < due < math.inf:
+        if now + CLOCK_S < due < math.inf:
             attached.timer = self._loop.call_at(due, self._pump, attached)
         batcher.deliver()
-        attached.was_busy("plan", began, self.trace)
+        self._was_busy(attached, "plan", began)
 
     def _message(self, attached: Attached, message: FromWorker) -> None:
         worker, now = attached.worker, self._loop.time()
@@ -490,8 +489,14 @@ class Fleet:
         self._flush()
         self._pump_soon(attached)
         attached.kernel_s = before  # what a plan within took is in the whole
-        attached.was_busy("answer", began, self.trace)
+        self._was_busy(attached, "answer", began)
         self.counters.kernel_s.add(attached.take_kernel_s())
+
+    def _was_busy(self, attached: Attached, what: str, began: float) -> None:
+        now = perf_counter()
+        attached.kernel_s += now - began
+        if self.trace is not None:
+            watch.was_busy(self.trace, attached, what, began, now)
 
     # --- waiting for quiet ---
 

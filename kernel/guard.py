@@ -14,8 +14,8 @@ C that has not moved for several looks. After it, libraries are interrupted too,
 Time in which other processes ran does not count, where the system tells it. And since not all of it is told, least by
 a virtual machine that was itself kept waiting, no step is over its budget at one look: it must be so at the next, too.
 
-Callbacks that a program has left with the event loop are no steps. One that holds the kernel is ended the same way,
-but without a storm: there would be nobody to end that.
+Callbacks that a program has left with the event loop are no steps, and nobody announces them. One that two looks find
+at work, half a budget apart, is ended the same way, but without a storm: there would be nobody to end that.
 
 This protects against mistakes, not against malice, and it cannot interrupt C code that does not look for signals:
 that is `kernel/supervisor.py`'s. While a debugger traces, nothing is interrupted.
@@ -23,6 +23,7 @@ that is `kernel/supervisor.py`'s. While a debugger traces, nothing is interrupte
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -42,8 +43,9 @@ log = logging.getLogger(__name__)
 XCPU = 152  # exit code of a process that overran, as a shell reports SIGXCPU
 LOOK_S = 0.0005  # between looks at a program that is over its budget but not in its own code
 STILL = 4  # looks that find it at the same instruction: it is inside of a C call
-PATIENCE_S = 0.003  # for a program to clean up, and between later attempts
-DOUBT_S = 0.001  # for a step to end by itself: perhaps nobody ran for a while, and that was all
+PATIENCE_S = 0.002  # for a program to clean up, and between later attempts
+TURN_S = 0.005  # a program that makes one call after the other, all answered at once, is no hog: others go between
+DOUBT_S = 0.001  # for a step to end by itself, once its budget is as good as spent
 REST_S = 0.25  # between looks when there are no steps: at callbacks, which nobody announces
 
 clock = time.perf_counter
@@ -67,7 +69,7 @@ class Guard:
     __slots__ = (
         *("owner", "began", "asleep", "over"),
         *("_callback", "_delay_s", "_hard_s", "_hook", "_loop", "_on_turn", "_schedstat", "_seen", "_since", "_soft_s"),
-        *("_still", "_suspect", "_who"),
+        *("_still", "_suspect", "_turn_s", "_who"),
     )
 
     def __init__(self) -> None:
@@ -75,6 +77,7 @@ class Guard:
         self.began = 0.0  # when it began, on `clock`
         self.asleep = False  # the timer is slow, and must be told of a step
         self.over = False  # it is over its budget: there may be a storm
+        self._turn_s = math.inf
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(
@@ -89,11 +92,13 @@ class Guard:
         """Begin to watch the steps of `loop`, on the main thread. `who` says whose context is current; `on_turn` is
         called now and then while programs get their turns, even if the loop does not come round."""
         self._loop, self._soft_s, self._hard_s, self._who, self._on_turn = loop, soft_s, hard_s, who, on_turn
+        self._turn_s = TURN_S
         self._schedstat = open_schedstat()
         self._delay_s = self._read_delay()
         self._seen = self._since = self._suspect = 0.0
         self._still: tuple[FrameType | None, int, int] = (None, 0, 0)
         self._callback: FrameType | None = None
+        loop.set_exception_handler(complain)
         signal.signal(signal.SIGALRM, self._look)
         self._again(REST_S)
         self.asleep = True
@@ -103,14 +108,20 @@ class Guard:
         if self._loop is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            self._loop.set_exception_handler(None)
             if self._schedstat >= 0:
                 os.close(self._schedstat)
+            self._turn_s = math.inf
             self._loop, self.asleep, self._callback, self._still = None, False, None, (None, 0, 0)
 
     def wake(self) -> None:
         """A step has begun after a rest."""
         self.asleep = False
         self._again(self._soft_s)
+
+    def has_had_its_turn(self) -> bool:
+        """Whether the running step has taken so long that its next system call should let others go first."""
+        return self.owner is not None and clock() - self.began > self._turn_s
 
     def calm(self) -> None:
         """The step that was over its budget has ended; called after `storm.end`, which comes before anything else."""
@@ -137,12 +148,15 @@ class Guard:
             self._on_turn()
         if storm.is_debugged():
             self._since = now
-        left_s = self._since + self._soft_s - now
+        left_s = self._since + self._soft_s - DOUBT_S - now
         if left_s > 0:
             self._still = (None, 0, 0)
             self._again(left_s)
             return
         assert frame is not None
+        if frame.f_code in STEPS or frame.f_code.co_filename in OURS:  # at the edge of a step, or in an earlier look
+            self._again(LOOK_S)
+            return
         place = first_outside(frame)
         if place is None or place.f_code not in STEPS:
             self._since = now  # the kernel is at work for it
@@ -155,7 +169,7 @@ class Guard:
         self._over(owner, frame, now - self._since)
 
     def _read_delay(self) -> float:
-        """For how long this thread has been ready to run, and others ran, in seconds; 0 where the system does not say."""
+        """Seconds in which this thread was ready to run, and others ran. 0 where the system does not say."""
         try:
             return int(os.pread(self._schedstat, 64, 0).split()[1]) / 1e9
         except (OSError, IndexError):
@@ -175,8 +189,9 @@ class Guard:
         if bottom is not self._callback:
             self._callback, self._since = bottom, now
             self._on_turn()
-        if now - self._since < self._soft_s and not owner.dying:
-            self._again(self._soft_s)
+        left_s = self._since + self._soft_s / 2 - now
+        if left_s > 0 and not owner.dying:
+            self._again(left_s)
             return
         assert frame is not None
         self._over(owner, frame, now - self._since)
@@ -222,14 +237,21 @@ class Guard:
     def _say(self, *message: Any) -> None:
         """Log, but not from inside of whatever was interrupted."""
         assert self._loop is not None
-        self._loop.call_soon(log.warning, *message, context=Context())  # not the program's
+        self._loop.call_soon(lambda: log.warning(*message), context=Context())  # not the program's
 
 
 guard = Guard()
 
 
+def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the event loop says of errors that nobody takes, but for those that we have spoken of ourselves."""
+    if not isinstance(context.get("exception"), Overrun):
+        loop.default_exception_handler(context)
+
+
 # --- reading the stack ------------------------------------------------------------------------------------------------
 
+OURS = (__file__, storm.__file__)
 STEPS: set[Any] = set()  # code objects that drive programs; filled by kernel/stepper.py
 
 

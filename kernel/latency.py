@@ -38,10 +38,9 @@ class Latencies:
             times.asked = now
 
     def began(self, times: CallTimes, now: float) -> None:
-        """A call has a row in a batch."""
-        if times.began < 0:
-            times.began = now
-            self.queue.add(now - times.asked)
+        """A call has its first row in a batch."""
+        times.began = now
+        self.queue.add(now - times.asked)
 
     def drew(self, times: CallTimes, now: float) -> None:
         """A token of a generation was drawn; `batch_over` comes next, with the same `now`."""

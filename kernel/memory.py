@@ -17,6 +17,7 @@ While an older want is open, younger jobs get only what it leaves free. Files th
 next and there is room, or shortly before their program is expected to return.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
@@ -27,7 +28,7 @@ from kernel.jobs import Job
 from kvfs.fs import Kvfs
 from kvfs.moves import Move, MoveKind
 from kvfs.tiers import FileFacts
-from sdk.abi.errors import NoSpace, SyscallError
+from sdk.abi.errors import Busy, NoSpace, SyscallError
 
 MODES = ("auto", "swap", "recompute")
 LEAD_S = 0.05  # how long before its program returns a file begins to come back, beside the time of the move
@@ -181,6 +182,8 @@ class Memory:
             relief.moves.append(self._fs.swap_in(job.claim or job.file, now))
         except NoSpace:
             return False
+        except Busy:  # it comes in with a relative
+            return True
         job.preempted = False
         return True
 
@@ -284,7 +287,8 @@ class Memory:
             if at > now:
                 self.due = min(self.due, at)
             elif self._pool.n_free >= f.n_host_pages:
-                relief.moves.append(self._fs.swap_in_ino(f.ino, now))
+                with contextlib.suppress(Busy):  # it comes in with a relative
+                    relief.moves.append(self._fs.swap_in_ino(f.ino, now))
 
     def _age(self, pid: int) -> Age:
         holder = self._holder(pid)

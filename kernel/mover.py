@@ -22,6 +22,7 @@ from sdk.abi.errors import NoDevice, NoSpace, SyscallError
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 10.0  # for a worker to send pages, or to store them, behind the batches that it has
 CHUNK_BYTES = 16 << 20  # of pages in one message
 REBALANCE = (2, 4)  # a worker with more than twice as many jobs as another, and four, gives a family away
 
@@ -46,18 +47,26 @@ class Mover:
         if source.worker.state is State.READY:
             source.worker.move("drain")
         log.info("worker %s drains", name)
+        try:
+            await self._empty(source)
+        finally:
+            if source.worker.state is State.DRAINING:  # it could not be, or nobody waits for it any more
+                source.worker.move("ready")
+        await fleet.detach(name)
+
+    async def _empty(self, source: Attached) -> None:
+        """Move families off a worker until none is left. Raises AttachError."""
+        name = source.worker.name
         while (families := self._families(source)) or source.batcher.n_jobs:
             for inos in families:
                 target = self._target(source)
                 if target is None:
-                    source.worker.move("ready")
                     raise AttachError(f"{name} cannot drain: the other workers are gone")
                 await self.move(inos, source, target)
             if source.worker.state is State.LOST:
                 raise AttachError(f"worker {name} was lost while it drained; its programs go on elsewhere")
             if not families:
                 await source.changed()
-        await fleet.detach(name)
 
     async def rebalance(self) -> None:
         """Move one family from the busiest worker to the idlest, if that is worth it."""
@@ -78,6 +87,8 @@ class Mover:
     def _families(self, source: Attached) -> list[set[int]]:
         """The files on a worker that are not being moved, by family."""
         families: dict[int, set[int]] = {}
+        if source.worker.state is State.LOST:
+            return []
         for f in self._fs.placed(source.worker.name):
             if f.ino not in self._moving:
                 families.setdefault(self._fs.files[f.ino].family, set()).add(f.ino)
@@ -101,11 +112,12 @@ class Mover:
                 await source.changed()
             jobs = released
             fleet.hold(jobs)
-            await self._move_pages(self._held(inos, source), source, target)
+            await self._move_pages(self._held(inos, source), inos, source, target)
         except WorkerLost as e:
             log.warning("files could not be moved from %s to %s: %s", source.worker.name, target.worker.name, e)
         finally:
             self._moving -= inos
+            source.batcher.resume(inos)
             fleet.unhold(jobs)
             if source.worker.state is not State.LOST:  # asked for meanwhile, and not begun
                 late = source.batcher.release(inos) or []
@@ -114,11 +126,14 @@ class Mover:
 
     def _held(self, inos: set[int], source: Attached) -> list[int]:
         """Those of the files that are still there and whose pages can go; the others are dropped."""
+        if source.worker.state is State.LOST:
+            return []
         facts = [f for f in self._fs.placed(source.worker.name) if f.ino in inos and not f.moving and not f.n_leases]
         self._fs.drop([f.ino for f in facts if f.n_host_pages or not f.n_pages], self._fleet.now())
         return [f.ino for f in facts if f.n_pages and not f.n_host_pages]
 
-    async def _move_pages(self, inos: list[int], source: Attached, target: Attached) -> None:
+    async def _move_pages(self, inos: list[int], moved: set[int], source: Attached, target: Attached) -> None:
+        """`moved` gets the forks that are made of them meanwhile, since they go along."""
         fs, fleet = self._fs, self._fleet
         if not inos:
             return
@@ -133,11 +148,13 @@ class Mover:
         try:
             for pages_from, pages_to in self._chunks(migration, target):
                 number, began = next(self._numbers), perf_counter()
-                fetched: Fetched = await source.request(Fetch(number, pages_from), number)
-                await target.request(Store(StoreHead(number, pages_to), fetched.contents), number)
+                fetched: Fetched = await source.request(Fetch(number, pages_from), number, ANSWER_S)
+                await target.request(Store(StoreHead(number, pages_to), fetched.contents), number, ANSWER_S)
                 if fleet.trace is not None:
                     ends, n_bytes = (source.worker.name, target.worker.name), len(fetched.contents)
                     fleet.trace.migrated(*ends, began, perf_counter(), len(pages_to), n_bytes)
+            if not migration.is_out:
+                raise WorkerLost("one of the two was lost when all pages had been stored")
         except SyscallError as e:
             fs.abandon_migration(migration)
             log.warning("a worker refused to move pages: %s", e)
@@ -146,6 +163,7 @@ class Mover:
             fs.abandon_migration(migration)
             raise
         else:
+            moved.update(migration.members)
             fs.commit_migration(migration, fleet.now())
             fleet.counters.n_pages_migrated += len(migration.pages_to)
 

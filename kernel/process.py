@@ -24,7 +24,7 @@ import msgspec
 from kernel.accounts import Account
 from kernel.backtrace import awaits_at, one_line, own_frames
 from kernel.client import Client
-from kernel.ready import Answer, Ready
+from kernel.ready import Ready, WakeUp
 from kernel.stepper import Stepper, current
 from kernel.tracing import Trace
 from kernel.waits import LONG_S, MODEL_CALLS, History, Wait
@@ -46,14 +46,11 @@ class Handle(Protocol):
         """Give it back. Called exactly once, also when the process ends."""
 
 
-class Caller:
+class Caller(msgspec.Struct, frozen=True, eq=False):
     """A parked call, for whoever has the answer and knows no processes."""
 
-    __slots__ = ("future", "process")
-
-    def __init__(self, process: "Process", future: "asyncio.Future[Any]") -> None:
-        self.process = process
-        self.future = future
+    process: "Process"
+    future: "asyncio.Future[Any]"
 
     @property
     def gone(self) -> bool:
@@ -100,6 +97,7 @@ class Process:
         self.clock = clock  # the loop's, but exact
         self._seed = seed
         self._ready = ready
+        self._loop = asyncio.get_running_loop()
         self._history = history
         self._on_done = on_done
 
@@ -139,7 +137,7 @@ class Process:
         """Run `main` as the first thread when the ready queue says so. `context` carries the door."""
         context.run(current.set, self)
         self._unborn = main, context
-        self._ready.put(Answer(self, None))
+        self._ready.put(WakeUp(self, None))
         self.watch_limits()
 
     def begin(self) -> None:
@@ -147,8 +145,8 @@ class Process:
         assert self._unborn is not None
         (main, context), self._unborn = self._unborn, None
         self.left_at = INF
-        loop = asyncio.get_running_loop()
-        task: asyncio.Task[Any] = asyncio.Task(Stepper(self, main), loop=loop, context=context, name=f"lip-{self.pid}")
+        stepper, name = Stepper(self, main), f"lip-{self.pid}"
+        task: asyncio.Task[Any] = asyncio.Task(stepper, loop=self._loop, context=context, name=name)
         self.adopt(task)
         task.add_done_callback(self._main_done)
 
@@ -175,7 +173,7 @@ class Process:
         """Wait until the process is DONE."""
         if self.status is not None:
             return self.status
-        waiter: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[ExitStatus] = self._loop.create_future()
         self._exit_waiters.append(waiter)
         return await waiter
 
@@ -264,9 +262,8 @@ class Process:
         """A future for a call that must wait: for `about`, as `ps` shows it, and not beyond the time `until`.
 
         Whoever blocks hands over the undo: it runs if the caller goes away. The answer goes to `complete` or `fail`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self.waiting[future] = Wait(call, undo, about, loop.time(), until)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.waiting[future] = Wait(call, undo, about, self._ready.now(), until)
         future.add_done_callback(self._unparked)
         return future
 
@@ -276,17 +273,17 @@ class Process:
         """Answer a parked call. `give_back` takes the result again if the caller goes away before it has it."""
         if self.trace is not None:
             self.trace.ready(future, self.clock())
-        self._ready.put(Answer(self, future, result, None, give_back))
+        self._ready.put(WakeUp(self, future, result, None, give_back))
 
     def fail(self, future: "asyncio.Future[Any]", error: SyscallError) -> None:
         """Answer a parked call with an error."""
         if self.trace is not None:
             self.trace.ready(future, self.clock())
-        self._ready.put(Answer(self, future, None, error))
+        self._ready.put(WakeUp(self, future, None, error))
 
     def _unparked(self, future: "asyncio.Future[Any]") -> None:
         wait = self.waiting.pop(future)
-        seconds = asyncio.get_running_loop().time() - wait.since
+        seconds = self._ready.now() - wait.since
         self.wait_s[wait.call] = self.wait_s.get(wait.call, 0.0) + seconds
         self.left_at = INF
         if future.cancelled():
@@ -316,12 +313,12 @@ class Process:
                 return
         seconds = min((s for s in (left.wall_s, left.cpu_s) if s is not None), default=None)
         if seconds is not None:
-            self._watch = asyncio.get_running_loop().call_later(max(seconds, WATCH_S), self.watch_limits)
+            self._watch = self._loop.call_later(max(seconds, WATCH_S), self.watch_limits)
 
     def limits_left(self) -> Limits:
         """What its limits leave it, and would leave a child; 0.0 or less of a time that is over."""
         limits = self.account.limits
-        now = asyncio.get_running_loop().time()
+        now = self._ready.now()
         return Limits(
             tokens=self.account.n_left,
             pages=limits.pages,

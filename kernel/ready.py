@@ -17,6 +17,8 @@ import heapq
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from kernel.accounts import Account
 from kernel.scheduler import Rank
 
@@ -39,25 +41,15 @@ class Owner(Protocol):
         """Run its first thread."""
 
 
-class Answer:
+class WakeUp(Struct, eq=False):
     """The answer to a parked call; or a process that is to begin, where `future` is None."""
 
-    __slots__ = ("error", "future", "give_back", "owner", "result", "since")
-
-    def __init__(
-        self,
-        owner: Owner,
-        future: "asyncio.Future[Any] | None",
-        result: Any = None,
-        error: BaseException | None = None,
-        give_back: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.owner = owner
-        self.future = future
-        self.result = result
-        self.error = error
-        self.give_back = give_back  # takes the result when nobody is left to
-        self.since = 0.0
+    owner: Any  # an Owner
+    future: "asyncio.Future[Any] | None"
+    result: Any = None
+    error: BaseException | None = None
+    give_back: Callable[[Any], None] | None = None  # takes the result when nobody is left to
+    since: float = 0.0
 
 
 class Pace:
@@ -87,11 +79,12 @@ class Ready:
         clock: Callable[[], float],
     ) -> None:
         self.pace = Pace(budget_s)
+        self.now = loop.time
         self._loop = loop
         self._rank = rank
         self._clock = clock
-        self._arrived: list[Answer] = []  # since the last look
-        self._backlog: list[tuple[Rank, int, Answer]] = []  # a heap
+        self._arrived: list[WakeUp] = []  # since the last look
+        self._backlog: list[tuple[Rank, int, WakeUp]] = []  # a heap
         self._n_put = 0
         self._n_running = 0  # let go, and not known to have had their step
         self._ranked_at = 0.0
@@ -102,12 +95,12 @@ class Ready:
         """How many wait."""
         return len(self._arrived) + len(self._backlog)
 
-    def put(self, answer: Answer) -> None:
+    def put(self, answer: WakeUp) -> None:
         """It will be handed out in the next pass, or in a later one."""
         if answer.owner.dying or (answer.future is not None and answer.future.done()):
             self._drop(answer)
             return
-        answer.since = self._loop.time()
+        answer.since = self.now()
         answer.owner.n_ready += 1
         self._arrived.append(answer)
         if not self._armed:
@@ -122,9 +115,9 @@ class Ready:
             return
         answers, self._arrived = self._arrived, []
         if len(answers) == 1:
-            self._hand_out(answers[0], self._loop.time())  # nothing to order, and nothing to learn
+            self._hand_out(answers[0], self.now())  # nothing to order, and nothing to learn
         elif answers:
-            now, rank = self._loop.time(), self._rank
+            now, rank = self.now(), self._rank
             answers.sort(key=lambda a: rank(a.owner.account, now, a.since))
             self._hand_out_all(answers, now)
 
@@ -134,7 +127,7 @@ class Ready:
 
     def _hand_out_backlog(self, room: int) -> None:
         """More are here than fit."""
-        now, backlog = self._loop.time(), self._backlog
+        now, backlog = self.now(), self._backlog
         if now - self._ranked_at > RERANK_S:
             self._ranked_at = now
             backlog[:] = [(self._rank(a.owner.account, now, a.since), n, a) for _, n, a in backlog]
@@ -151,7 +144,7 @@ class Ready:
         if room > 0:
             self._hand_out_all([heapq.heappop(backlog)[2] for _ in range(min(room, len(backlog)))], now)
 
-    def _hand_out_all(self, answers: list[Answer], now: float) -> None:
+    def _hand_out_all(self, answers: list[WakeUp], now: float) -> None:
         """The steps run in the next pass between two marks of ours, since the loop keeps the order of its calls."""
         self._loop.call_soon(self._begin)
         for answer in answers:
@@ -168,7 +161,7 @@ class Ready:
         if self._backlog or self._arrived:
             self.flush()
 
-    def _hand_out(self, answer: Answer, now: float) -> None:
+    def _hand_out(self, answer: WakeUp, now: float) -> None:
         owner, future = answer.owner, answer.future
         owner.n_ready -= 1
         if owner.dying or (future is not None and future.done()):
@@ -183,6 +176,6 @@ class Ready:
         else:
             future.set_result(answer.result)
 
-    def _drop(self, answer: Answer) -> None:
+    def _drop(self, answer: WakeUp) -> None:
         if answer.give_back is not None:
             answer.give_back(answer.result)

@@ -15,6 +15,7 @@ and nothing here may await.
 """
 
 import asyncio
+import contextlib
 import ctypes
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
@@ -104,7 +105,7 @@ class Stepper(Coroutine[Any, Any, T]):
                 return awaited
             finally:
                 if guard.over:  # before anything else: what is interrupted from here on is ours
-                    try:
+                    try:  # noqa: SIM105  (`suppress` is Python code, and would be what is interrupted)
                         storm.end()
                     except storm.Calm:
                         pass
@@ -132,10 +133,8 @@ class Stepper(Coroutine[Any, Any, T]):
 
     def _kill(self) -> Any:
         """End the coroutine, or give it up; a thread of a dying process never waits again."""
-        try:
+        with contextlib.suppress(BaseException):  # whatever it says: it was told to end
             self._step(self._unwind)
-        except BaseException:  # whatever it says: it was told to end
-            pass
         if getattr(self.coroutine, "cr_frame", None) is not None:
             bury(self.coroutine)
         raise asyncio.CancelledError

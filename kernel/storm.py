@@ -74,7 +74,7 @@ else:
     _set_exception.argtypes = [ctypes.c_ulong, ctypes.py_object]
     _set_exception.restype = None  # as `__init__` must return None
     _set_again = functools.partial(_set_exception, threading.main_thread().ident, _Again)
-    _Again.__init__ = _set_again  # type: ignore[method-assign,assignment]
+    _Again.__init__ = _set_again  # type: ignore[method-assign]
 
     def begin(frame: FrameType, hits: Hits) -> None:
         """Raises Overrun again and again as soon as the running frame is one that `hits` says yes to: in the caller,

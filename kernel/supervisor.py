@@ -77,7 +77,7 @@ class Supervisor:
             with Child(self._command) as child:
                 status = self._watch(child)
                 if self.told or status in FINAL:
-                    return status if status >= 0 else FAILED
+                    return status if status >= 0 else 128 - status  # as a shell reports a signal
                 if not child.hangs:
                     self._report(f"it {ending(status)}", child.stack())
             if not self._may_restart(time.monotonic()):

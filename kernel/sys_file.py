@@ -37,13 +37,14 @@ def file_of(process: Process, fd: Fd) -> OpenFile:
 
 @handles(calls.Open)
 def sys_open(kernel: Kernel, process: Process, call: calls.Open) -> Fd:
-    file = kernel.fs.open(call.path, call.mode, owner=process.owner, now=kernel.now())
+    file = kernel.fs.open(call.path, call.mode, owner=process.owner, now=kernel.now(), pid=process.pid)
     return process.install(FileHandle(kernel, file))
 
 
 @handles(calls.Create)
 def sys_create(kernel: Kernel, process: Process, call: calls.Create) -> Fd:
-    return process.install(FileHandle(kernel, kernel.fs.create(call.path, owner=process.owner, now=kernel.now())))
+    file = kernel.fs.create(call.path, owner=process.owner, now=kernel.now(), pid=process.pid)
+    return process.install(FileHandle(kernel, file))
 
 
 @handles(calls.Close)
@@ -83,7 +84,8 @@ def sys_rename(kernel: Kernel, process: Process, call: calls.Rename) -> None:
 
 @handles(calls.Fork)
 def sys_fork(kernel: Kernel, process: Process, call: calls.Fork) -> Fd:
-    file = kernel.fs.fork(file_of(process, call.fd), call.path, owner=process.owner, now=kernel.now())
+    parent = file_of(process, call.fd)
+    file = kernel.fs.fork(parent, call.path, owner=process.owner, now=kernel.now(), pid=process.pid)
     return process.install(FileHandle(kernel, file))
 
 

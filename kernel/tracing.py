@@ -280,6 +280,10 @@ class Trace:
         self.timeline.count(group, "in main memory", "pages", now, n_host)
         self.timeline.count(group, "model", "calls", now, n_calls)
 
+    def idle(self, worker: str, now: float) -> None:
+        """A worker has nothing in flight, and gets nothing now."""
+        self.timeline.count(self._group(worker), "rows", "of a batch", now, 0)
+
     def _group(self, worker: str) -> int:
         group = self._workers.get(worker)
         if group is None:

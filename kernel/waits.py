@@ -9,25 +9,22 @@ Who asks is `kernel/memory.py`, whose pages to move: those of whoever is away lo
 
 from collections.abc import Callable
 
+from msgspec import Struct
+
 MODEL_CALLS = frozenset({"pred", "generate", "read"})  # whose ends the kernel itself brings about
 LONG_S = 0.02  # a shorter wait is over before anything could be done about it
 FADE = 0.25  # weight of the newest wait
 N_KINDS = 4096  # remembered
 
 
-class Wait:
+class Wait(Struct, eq=False):
     """A parked call."""
 
-    __slots__ = ("about", "call", "since", "undo", "until")
-
-    def __init__(
-        self, call: str, undo: Callable[[], None], about: str | Callable[[], str], since: float, until: float | None
-    ) -> None:
-        self.call = call
-        self.undo = undo
-        self.about = about  # its object, or how to spell it
-        self.since = since
-        self.until = until  # it is over then, at the latest
+    call: str
+    undo: Callable[[], None]  # runs if the caller goes away
+    about: str | Callable[[], str]  # its object, or how to spell it
+    since: float
+    until: float | None = None  # it is over then, at the latest
 
     def __str__(self) -> str:
         about = self.about if isinstance(self.about, str) else self.about()

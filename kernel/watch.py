@@ -24,10 +24,18 @@ def batch_sent(trace: Trace, attached: Attached, batch: Batch) -> None:
 
 def batch_done(trace: Trace, attached: Attached, head: BatchDoneHead) -> None:
     """A batch was answered, and nothing has been made of it yet."""
-    now, name = perf_counter(), attached.worker.name
-    pool = attached.batcher.fs.pools[name]
-    trace.done(name, head.seq, now, head.step_s, head.move_s)
-    trace.gauges(name, now, pool.n_free, pool.n_host_used, attached.batcher.n_jobs)
+    trace.done(attached.worker.name, head.seq, perf_counter(), head.step_s, head.move_s)
+
+
+def was_busy(trace: Trace, attached: Attached, what: str, began: float, ended: float) -> None:
+    """The kernel has done something for a worker's batches; how the worker stands after it."""
+    name, batcher = attached.worker.name, attached.batcher
+    pool = batcher.fs.pools.get(name)
+    trace.decided(name, what, began, ended)
+    if pool is not None:  # it is gone with a worker that was lost on the way
+        trace.gauges(name, ended, pool.n_free, pool.n_host_used, batcher.n_jobs)
+    if what == "plan" and not batcher.busy:
+        trace.idle(name, ended)
 
 
 def _why(attached: Attached, job: Job) -> str:

@@ -262,14 +262,14 @@ def _check_write(fs: Kvfs, lease: Lease, holders: Holders, writers: Writers) -> 
 
 
 def check_families(fs: Kvfs) -> Iterator[str]:
-    found: dict[int, list[int]] = {}
+    found: dict[int, dict[int, Inode]] = {}
     for ino, inode in fs.files.items():
-        found.setdefault(inode.family, []).append(ino)
-    known = {number: list(members) for number, members in fs.families.members.items()}
-    for number in found.keys() | known.keys():
-        have = found.get(number, [])
-        if sorted(known.get(number, have if len(have) < 2 else [])) != sorted(have):
-            yield f"family {number} is {have}, and is on record as {known.get(number)}"
+        found.setdefault(inode.family, {})[ino] = inode
+    known = fs.families.members
+    for number in sorted(found.keys() | known.keys()):
+        members = found.get(number, {})
+        if known.get(number, {}) != (members if len(members) > 1 else {}):
+            yield f"family {number} is {sorted(members)}, and is on record as {sorted(known.get(number, {}))}"
 
 
 # --- work in flight ---

@@ -351,5 +351,6 @@ def _give_back(lease: Lease) -> None:
 
 def n_kv_without(lease: Lease) -> int:
     """How many tokens at most have their K/V, in a file that shares pages with a committed lease, if its batch has
-    failed: those before the lease; or before the page that it was to copy first, since the copy may not be done."""
+    failed: those before the lease; or before the page that it was to copy first, since the copy may not be done. A
+    token that was to be computed again counts as missing too, so that it will be, and its tail with it."""
     return lease.n_before - lease.n_before % lease.pool.page_size if lease.copies else lease.n_before

@@ -64,6 +64,11 @@ class Transfer:
         for inode in members:
             self.join(inode)
 
+    @property
+    def is_out(self) -> bool:
+        """Whether it can still be committed."""
+        return self.state is TransferState.OUT
+
     def join(self, inode: Inode) -> None:
         """One more file has pages of it."""
         self.members[inode.ino] = inode

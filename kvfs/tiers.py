@@ -86,7 +86,8 @@ def swap_in(inode: Inode, families: Families) -> Move:
         raise inode.panic("none of its pages is in host memory, and they are to be moved back")
     entries = array("I", [entry for entry in inode.table if is_host(entry)])
     moved = set(entries)
-    members = [other for other in families.of(inode) if other.n_host and not moved.isdisjoint(other.table)]
+    relatives = [other for other in families.of(inode) if other.pool is inode.pool]
+    members = [other for other in relatives if other.n_host and not moved.isdisjoint(other.table)]
     if any(other.moving for other in members):
         raise Busy("a file that shares pages with this one is being moved: wait for the end of that")
     first = inode.table.index(entries[0])

@@ -4,6 +4,8 @@ It is itself a program, so that each kind can be run by hand: `lip run perf/host
 on for ever if nothing ends it.
 """
 
+# ruff: noqa: ASYNC221, ASYNC251, B012, RUF006, SIM105  (they are what they should not be)
+
 import asyncio
 import contextlib
 import queue
@@ -221,12 +223,12 @@ async def breeds() -> None:
     async def breeder() -> None:
         while True:
             try:
-                asyncio.create_task(breeder())  # noqa: RUF006
+                asyncio.create_task(breeder())
             except QuotaExceeded:
                 pass
             await asyncio.sleep(0.001)
 
-    asyncio.create_task(breeder())  # noqa: RUF006
+    asyncio.create_task(breeder())
     await asyncio.sleep(0.2)
     raise RuntimeError("it could breed for as long as it liked")
 

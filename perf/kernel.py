@@ -153,8 +153,8 @@ async def idle(found: Findings, house: Inside) -> None:
     gc.collect()
     tracemalloc.start()
     processes = [house.start(waits) for _ in range(IDLE)]
-    await asyncio.sleep(0.1)  # all of them have had their turn
-    assert all(process.waiting for process in processes)
+    while not all(process.waiting for process in processes):  # noqa: ASYNC110  (nobody would set an event)
+        await asyncio.sleep(0.01)
     gc.collect()
     n_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

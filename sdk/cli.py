@@ -275,6 +275,10 @@ def worker_attach(ctx: typer.Context, address: str) -> None:
 
 
 @worker.command("detach")
-def worker_detach(ctx: typer.Context, address: str) -> None:
-    """Let the worker at ADDRESS go; programs with files on it get EIO."""
-    with_kernel(ctx, lambda client: client.detach(address))
+def worker_detach(
+    ctx: typer.Context,
+    address: str,
+    drain: Annotated[bool, typer.Option("--drain", help="move what is on it to the other workers first")] = False,
+) -> None:
+    """Let the worker at ADDRESS go. Programs go on: what was on it is computed again elsewhere, or moved (--drain)."""
+    with_kernel(ctx, lambda client: client.detach(address, drain=drain))

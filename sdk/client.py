@@ -178,9 +178,9 @@ class Client:
         found: dict[str, Any] = await self._post("/workers/attach", {"address": address})
         return found
 
-    async def detach(self, address: str) -> None:
-        """Let a worker go."""
-        await self._post("/workers/detach", {"address": address})
+    async def detach(self, address: str, *, drain: bool = False) -> None:
+        """Let a worker go; with `drain`, when its files are on the other workers."""
+        await self._post("/workers/detach", {"address": address, "drain": drain})
 
     # --- looking on ---
 

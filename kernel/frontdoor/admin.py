@@ -27,6 +27,7 @@ from kernel.client import Client
 from kernel.core import AttachError, Kernel
 from kernel.frontdoor.body import Priority, TenantName, read_as
 from kernel.frontdoor.errors import Refusal
+from kernel.frontdoor.observe import Observe
 from kernel.frontdoor.openai import json_response
 from kernel.frontdoor.public import HANDLERS
 from kernel.frontdoor.respond import Lines
@@ -63,6 +64,11 @@ class WorkerRequest(Struct, forbid_unknown_fields=True):
     address: str
 
 
+class DetachRequest(Struct, forbid_unknown_fields=True):
+    address: str
+    drain: bool = False  # move what is on it to the others first
+
+
 class Admin:
     """The endpoints."""
 
@@ -82,6 +88,7 @@ class Admin:
             Route("/programs", self.programs),
             Route("/describe", self.describe),
             Route("/last-end", self.last_end),
+            *Observe(kernel).routes,
         ]
 
     async def _read(self, request: Request, tp: Any) -> Any:
@@ -172,9 +179,9 @@ class Admin:
             raise Refusal(400, str(e), code="EINVAL") from None
 
     async def detach(self, request: Request) -> Response:
-        wanted: WorkerRequest = await self._read(request, WorkerRequest)
+        wanted: DetachRequest = await self._read(request, DetachRequest)
         try:
-            await self.kernel.detach(wanted.address)
+            await self.kernel.detach(wanted.address, drain=wanted.drain)
         except AttachError as e:
             raise Refusal(400, str(e), code="EINVAL") from None
         return json_response({})

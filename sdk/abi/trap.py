@@ -1,7 +1,7 @@
 """The one door between a program and the kernel.
 
 Whoever runs a program puts a door into the ContextVar before its first step; all threads of the program inherit
-it. A door takes a call and either answers at once or returns a future to await. Nothing else in the sdk reaches
+it. A door takes a call and either answers at once or returns something to await. Nothing else in the sdk reaches
 out, so a test or a remote host replaces the kernel by replacing the door.
 """
 
@@ -24,6 +24,12 @@ class Pending:
         self.future = future
 
 
+class Again(Pending):
+    """What a door returns when the caller has had its turn: nothing is done yet; await `future` and call once more."""
+
+    __slots__ = ()
+
+
 Door = Callable[[Syscall[Any]], Any]
 door: ContextVar[Door] = ContextVar("symphony_door")
 
@@ -36,7 +42,8 @@ async def trap(call: Syscall[R]) -> R:
         raise NotSupported(
             "system calls work inside a program: start it with `lip run FILE`, or under sdk.testing"
         ) from None
-    answer = enter(call)
+    while type(answer := enter(call)) is Again:
+        await answer.future
     if type(answer) is Pending:
         answer = await answer.future
     result: R = answer

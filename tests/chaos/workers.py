@@ -163,7 +163,7 @@ async def run(n_kills: int, n_stops: int, n_drains: int, options: list[str], n_t
                 load.stop = True
                 await asyncio.gather(*clients)
             seconds = time.monotonic() - began
-            figures = {n: metric(kernel, n) for n in ("recomputed_tokens_total", "kv_pages_migrated_total")}
+            figures = {n: metric(kernel, n) for n in ("recomputed_tokens_total", 'kv_pages_moved_total{how="migrated"}')}
             free = metric(kernel, "kv_cache_usage_perc")
         finally:
             status = kernel.end()

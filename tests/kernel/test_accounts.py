@@ -1,7 +1,7 @@
 """Who had what, and what it costs to have been away."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.accounts import GENERATED_WEIGHT, WINDOW_S, WINDOW_TOKENS
@@ -12,6 +12,7 @@ from sdk.abi.values import Limits
 charges = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5), st.floats(0, 0.1)), min_size=1, max_size=30)
 
 
+@settings(deadline=None, max_examples=50)
 @given(charges)
 def test_nothing_is_lost_on_the_way_up(given_out):
     scheduler = Scheduler()

@@ -11,7 +11,6 @@ def test_a_call_from_submission_to_end() -> None:
     latencies, times = Latencies(), CallTimes()
     latencies.asked(times, 10.0)
     latencies.began(times, 10.5)
-    latencies.began(times, 11.0)  # each of its batches says so
     for now in (12.0, 12.25, 12.5):
         latencies.drew(times, now)
         latencies.batch_over(now)

@@ -7,10 +7,10 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.ready import RERANK_S, Answer, Pace, Ready
+from kernel.ready import RERANK_S, Pace, Ready, WakeUp
 from sdk import channel, process
 from sdk.abi.errors import InvalidArgument
 
@@ -72,7 +72,7 @@ class House:
         return SimpleNamespace(account=account, dying=False, n_ready=0, wait_s={}, begin=lambda: None)
 
     def put(self, name, account=0, step_s=0.0, give_back=None):
-        answer = Answer(self.owner(account), Future(self, name, step_s), "result", None, give_back)
+        answer = WakeUp(self.owner(account), Future(self, name, step_s), "result", None, give_back)
         self.ready.put(answer)
         return answer
 
@@ -97,6 +97,7 @@ def test_a_flush_takes_none():
     assert house.ran == ["a", "b"]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 9), max_size=300))
 def test_the_order_is_that_of_ranks_then_of_arrival(accounts):
     """Whether they fit into one pass or not."""
@@ -109,6 +110,7 @@ def test_the_order_is_that_of_ranks_then_of_arrival(accounts):
     assert len(house.ran) == len(accounts)
 
 
+@settings(deadline=None, max_examples=50)
 @given(n=st.integers(1, 3000), step_us=st.floats(1, 20_000), budget_ms=st.floats(0.5, 20))
 def test_a_pass_takes_no_longer_than_its_budget_once_steps_are_known(n, step_us, budget_ms):
     house = House(budget_ms / 1000)
@@ -185,10 +187,10 @@ def test_answers_without_a_caller_are_dropped_or_given_back():
     cancelled, killed, late = (house.put(name, give_back=returned.append) for name in "abc")
     cancelled.future.cancel()
     killed.owner.dying = True
-    house.ready.put(Answer(killed.owner, Future(house, "d"), 1, None, returned.append))
+    house.ready.put(WakeUp(killed.owner, Future(house, "d"), 1, None, returned.append))
     house.loop.run_pass()
     late.future.cancel()
-    house.ready.put(Answer(late.owner, late.future, 2, None, returned.append))
+    house.ready.put(WakeUp(late.owner, late.future, 2, None, returned.append))
     house.loop.run_pass()
     assert (returned, house.ran) == ([1, "result", "result", 2], ["c"])
     assert [a.owner.n_ready for a in (cancelled, killed, late)] == [0, 0, 0]

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.accounts import WINDOW_TOKENS, Account
@@ -30,6 +30,7 @@ def serve(scheduler: Scheduler, jobs: list[Job], n_places: int, now: float) -> l
 # --- fair ---------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     shares=st.lists(st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=2, max_size=5),
     n_programs=st.lists(st.integers(1, 12), min_size=5, max_size=5),
@@ -53,6 +54,17 @@ def test_tenants_get_their_shares_whatever_their_programs(shares, n_programs, co
     assert max(had) - min(had) <= bound
 
 
+def test_a_batch_itself_is_shared_out_by_weight():
+    scheduler = Scheduler(shares={"rich": 2.0})
+    jobs = [Job(scheduler.open("p", 0.0, tenant=name)) for name in ("poor", "rich") for _ in range(40)]
+    batch = [job.account.tenant.name for job in scheduler.order(jobs, 0.0)[:30]]
+    assert (batch.count("rich"), batch.count("poor")) == (20, 10)
+    prompts = [job._replace(n_wanted=10) if job.account.tenant.name == "rich" else job for job in jobs]
+    batch = [job.account.tenant.name for job in scheduler.order(prompts, 0.0)[:21]]
+    assert batch.count("rich") == 6, "what a prompt will take counts, too: 5 a time against 2"
+
+
+@settings(deadline=None, max_examples=50)
 @given(n_places=st.integers(2, 30), n_greedy=st.integers(2, 64))
 def test_one_program_beside_a_tenant_with_many_is_in_every_batch(n_places, n_greedy):
     scheduler = Scheduler()
@@ -61,6 +73,7 @@ def test_one_program_beside_a_tenant_with_many_is_in_every_batch(n_places, n_gre
     assert all(single in serve(scheduler, [*greedy, single], n_places, 0.0) for _ in range(20))
 
 
+@settings(deadline=None, max_examples=50)
 @given(n_places=st.integers(1, 10), n_programs=st.integers(2, 20))
 def test_programs_of_a_tenant_are_equal(n_places, n_programs):
     scheduler = Scheduler()
@@ -90,6 +103,7 @@ def test_detached_children_are_programs_of_their_own():
     assert (child.tenant, child.priority, child.limits.pages) == (parent.tenant, 3, 7)
 
 
+@settings(deadline=None, max_examples=50)
 @given(n_before=st.integers(0, 100_000))
 def test_a_newcomer_goes_before_others_for_a_window_and_no_longer(n_before):
     scheduler = Scheduler()
@@ -103,6 +117,7 @@ def test_a_newcomer_goes_before_others_for_a_window_and_no_longer(n_before):
     assert n_first <= WINDOW_TOKENS / 16 + 1
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=20))
 def test_nobody_of_a_class_waits_for_a_lower_one(priorities):
     scheduler = Scheduler()
@@ -111,6 +126,7 @@ def test_nobody_of_a_class_waits_for_a_lower_one(priorities):
     assert order == sorted(priorities)
 
 
+@settings(deadline=None, max_examples=50)
 @given(below=st.integers(1, 6), ageing_s=st.floats(0.5, 5.0), n_urgent=st.integers(1, 5))
 def test_no_class_starves(below, ageing_s, n_urgent):
     """A device with one place, and more urgent work than it can ever do."""
@@ -145,6 +161,7 @@ def test_nothing_to_order():
 # --- the others ---------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.permutations(range(8)), st.lists(st.integers(0, 1000), min_size=8, max_size=8))
 def test_fcfs_is_by_beginning_alone(arrivals, had):
     scheduler = Scheduler("fcfs")
@@ -157,6 +174,7 @@ def test_fcfs_is_by_beginning_alone(arrivals, had):
     assert scheduler.order(shuffled, 100.0) == jobs
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 600)), min_size=1, max_size=12))
 def test_srpt_is_by_what_is_left_then_as_fair(programs):
     scheduler = Scheduler("srpt")

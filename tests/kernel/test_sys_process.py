@@ -111,6 +111,22 @@ async def test_a_time_that_is_over_already(house):
     assert (await house.run(main)).code == KILLED
 
 
+async def test_processor_time_of_a_tree(house):
+    async def waits():
+        await Channel("never").recv()
+
+    parent = house.start(waits)
+    child = house.kernel.spawn(house.program(waits), {}, owner="tester", client=None, parent=parent)
+    grandchild = house.kernel.spawn(house.program(waits), {}, owner="tester", client=None, parent=child)
+    child.cpu_s, grandchild.cpu_s = 100.0, 1000.0
+    assert int(parent.tree_cpu_s) == 1100
+    house.kernel.kill(grandchild.pid, "enough")
+    await grandchild.wait_exit()
+    assert int(parent.tree_cpu_s) == 1100
+    house.kernel.kill(parent.pid, "the test is over")
+    await parent.wait_exit()
+
+
 async def test_processor_time_counts_that_of_children(house):
     async def main(role: str = ""):
         if not role:
@@ -170,6 +186,19 @@ async def test_usage(house):
     await p.wait_exit()
     assert p.usage.n_pages == 0
     assert p.usage.wait_s["recv"] >= 0.03
+
+
+async def test_whoever_asks_the_model_is_no_further_behind_than_a_window(house):
+    async def main():
+        async with await kv.create() as f:
+            await f.append([1])
+
+    scheduler = house.kernel.scheduler
+    scheduler.open("hog", 0.0, tenant="tester").charge(10**9, 0, 0.0)
+    p = house.start(main)
+    await p.wait_exit()
+    assert scheduler.ledger.top - p.account.family.vt <= scheduler.ledger.window
+    assert house.kernel.service_by_program()["main"] == p.account.device_s
 
 
 # --- ps -----------------------------------------------------------------------------------------------------------

@@ -246,6 +246,7 @@ def test_what_the_kernel_did_and_how_a_worker_stands() -> None:
     trace.decided("w", "plan", ms(1), ms(1.1))
     trace.gauges("w", ms(2), n_free=90, n_host=10, n_calls=3)
     trace.gauges("w", ms(3), n_free=90, n_host=11, n_calls=3)
+    trace.idle("w", ms(4))
     shown = Shown(trace, ms(4))
     assert shown.lane("worker w 1000000", "kernel") == [("plan", 1, 1.1)]
     counters = [(e["ts"] / 1000, e["name"], e["args"]) for e in shown.events if e["ph"] == "C"]
@@ -254,6 +255,7 @@ def test_what_the_kernel_did_and_how_a_worker_stands() -> None:
         (2, "in main memory", {"pages": 10}),
         (2, "model", {"calls": 3}),
         (3, "in main memory", {"pages": 11}),
+        (4, "rows", {"of a batch": 0}),
     ]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.waits import FADE, LONG_S, N_KINDS, History, Wait
@@ -24,6 +24,7 @@ def test_a_kind_takes_what_it_took():
     assert history.ends_at("p", "recv", 100.0, 150.0) == 200.0, "longer than ever: as long again"
 
 
+@settings(deadline=None, max_examples=100)
 @given(st.lists(st.floats(LONG_S, 100), min_size=1, max_size=30), st.floats(0, 200))
 def test_the_mean_is_among_what_was_seen_and_the_end_in_the_future(seen, waited):
     history = History()
@@ -68,7 +69,7 @@ def clock(house, monkeypatch):
     """A kernel whose time is a number, so that nobody waits in earnest."""
     now = [1000.0]
     monkeypatch.setattr(house.kernel.loop, "time", lambda: now[0])
-    house.kernel.clock = lambda: now[0]
+    house.kernel.clock = house.kernel.ready.now = lambda: now[0]
     return now
 
 
@@ -116,6 +117,20 @@ async def test_a_plain_await_is_known_by_its_line(house, clock):
     for gate in gates:
         gate.set()
     await p.wait_exit()
+
+
+async def test_the_end_of_a_call_is_no_plain_await(house, clock):
+    async def main():
+        await Channel("c").recv()
+
+    p = house.start(main)
+    await turns()
+    clock[0] += 8.0
+    house.kernel.channels.send("c", "x")
+    await p.wait_exit()
+    line = f"test_waits.py:{main.__code__.co_firstlineno + 1}"
+    assert house.kernel.history.ends_at("main", line, 0.0, 0.0) == 0.0
+    assert house.kernel.history.ends_at("main", "recv", 0.0, 0.0) == 8.0
 
 
 async def test_the_first_of_several_threads_to_return_counts(house, clock):

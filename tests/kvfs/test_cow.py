@@ -3,7 +3,8 @@ from array import array
 import pytest
 
 from kvfs import cow
-from kvfs.pages import NO_PAGES, PagePool
+from kvfs.pages import PagePool
+from kvfs.table import NO_PAGES
 from sdk.abi.errors import NoSpace
 
 
@@ -88,3 +89,19 @@ def test_share_holds_every_page(pool: PagePool) -> None:
     table = pool.alloc(3)
     assert cow.share(pool, table) is table
     assert [pool.refs[p] for p in table] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("n_end", "n_tokens", "destroyed"),
+    [(6, 5, False), (7, 5, True), (8, 5, False), (5, 5, False), (5, 7, True)],
+)
+def test_a_tail_is_destroyed_by_a_batch_that_ends_in_its_page_with_the_same_parity(
+    pool: PagePool, n_end: int, n_tokens: int, destroyed: bool
+) -> None:
+    table = pool.alloc(2)
+    assert cow.overwrites_tail(table, n_end, table, n_tokens) is destroyed
+    assert not cow.overwrites_tail(table + pool.alloc(1), n_end + 4, table, n_tokens)
+
+
+def test_an_empty_file_has_no_tail_to_destroy(pool: PagePool) -> None:
+    assert not cow.overwrites_tail(pool.alloc(1), 2, NO_PAGES, 0)

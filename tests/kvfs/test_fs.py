@@ -5,13 +5,14 @@ import pytest
 
 from kvfs.fs import Kvfs
 from kvfs.fsck import check, counts
+from kvfs.inode import Residency
 from kvfs.openfile import OpenFile
 from kvfs.pages import DeviceUsage
+from kvfs.tiers import FileFacts
 from sdk.abi.errors import (
     AccessDenied,
     BadFile,
     Busy,
-    DeviceLost,
     FileExists,
     KernelPanic,
     NoDevice,
@@ -120,11 +121,19 @@ def test_a_fork_in_the_middle_of_a_write_sees_what_is_committed(fs: Kvfs, make: 
     f = make(5)
     lease = fs.lease(fs.claim(f), [9, 9, 9, 9])
     child = fs.fork(f, None, **ANN)
-    assert (fs.tokens(child), fs.tail_valid(child)) == ([0, 1, 2, 3, 4], False)
+    assert (fs.tokens(child), fs.tail_valid(child)) == ([0, 1, 2, 3, 4], True)
     fs.commit(lease, 2.0)
     assert (fs.length(f), fs.length(child), fs.tail_valid(f)) == (9, 5, True)
     write = fs.lease(fs.claim(child), [7])
     assert write.copies == [(f.inode.table[1], write.pages[1])]
+
+
+def test_a_fork_in_the_middle_of_a_write_over_the_tail_has_none(fs: Kvfs, make: Make) -> None:
+    f = make(5)
+    lease = fs.lease(fs.claim(f), [9, 9])
+    child = fs.fork(f, None, **ANN)
+    fs.commit(lease, 2.0)
+    assert (fs.tail_valid(f), fs.tail_valid(child)) == (True, False)
 
 
 @pytest.mark.parametrize(("n", "shared"), [(4, False), (5, True)])
@@ -158,7 +167,7 @@ def test_forks_that_grow_side_by_side_keep_their_runs() -> None:
 
 def test_devices_come_and_go(fs: Kvfs, make: Make) -> None:
     make(5)
-    assert fs.devices() == {"w0": DeviceUsage(n_pages=32, n_free=30, n_files=1, page_size=4)}
+    assert fs.devices() == {"w0": DeviceUsage(32, 30, 1, page_size=4, n_host_pages=8, n_host_free=8)}
     with pytest.raises(FileExists):
         fs.add_device("w0", n_pages=1, page_size=1)
     fs.remove_device("w0", now=2.0)
@@ -170,14 +179,14 @@ def test_devices_come_and_go(fs: Kvfs, make: Make) -> None:
 def test_removing_a_device_ends_its_leases(fs: Kvfs, make: Make) -> None:
     f, g = make(5), make(5)
     claim = fs.claim(f)
-    writing, reading = fs.lease(claim, [1]), fs.lease_tail(g)
+    first, second, reading = fs.lease(claim, [1]), fs.lease(claim, [2]), fs.lease_tail(g)
     fs.remove_device("w0", now=2.0)
     assert counts(fs).leases == 0
-    for lease in (writing, reading):
-        fs.abandon(lease, device_lost=True)
+    for lease in (first, second, reading):
+        fs.abandon(lease)
         with pytest.raises(KernelPanic):
             fs.abandon(lease)
-    with pytest.raises(DeviceLost):
+    with pytest.raises(Busy, match="has to be computed again first"):
         fs.lease(claim, [1])
     fs.release(claim, 3.0)
 
@@ -195,37 +204,106 @@ def test_a_file_held_by_nothing_but_a_lease_goes_with_its_device(fs: Kvfs, make:
     fs.close(f, 1.0)
     fs.remove_device("w0", now=2.0)
     assert counts(fs).inodes == 0
-    fs.abandon(lease, device_lost=True)
+    fs.abandon(lease)
 
 
-def test_device_lost_loses_the_file_at_once(fs: Kvfs, make: Make) -> None:
-    f, g = make(5), make(0)
-    children = [fs.claim(f), fs.claim(g)]
-    for lease in [fs.lease(claim, [1]) for claim in children]:
-        fs.abandon(lease, device_lost=True)
-    assert (fs.fstat(f).lost, fs.fstat(g).lost) == (True, False)
-    with pytest.raises(DeviceLost):
-        fs.lease(children[0], [1])
+def test_a_file_outlives_its_device_and_is_computed_again_on_another(fs: Kvfs, make: Make) -> None:
+    f = make(9)
+    fs.fork(f, "/child", **ANN)
     fs.remove_device("w0", now=2.0)
-    assert (fs.device_of(f), fs.device_of(g)) == (None, None)
-
-
-def test_a_lost_file_can_be_emptied_before_its_device_is_removed(fs: Kvfs, make: Make) -> None:
-    f = make(5)
-    fs.abandon(fs.lease_tail(f), device_lost=True)
-    fs.truncate(f, 0, 2.0)
-    assert (fs.fstat(f).lost, fs.device_of(f), counts(fs).pages) == (False, None, 0)
+    assert (fs.tokens(f), fs.residency(f), fs.device_of(f)) == (list(range(9)), Residency.PARTIAL, None)
+    child = fs.fork(f, None, **ANN)
+    fs.add_device("w1", n_pages=8, page_size=4)
+    fs.place(f, "w1")
+    claim = fs.claim(f)
+    with pytest.raises(Busy, match="has to be computed again first"):
+        fs.lease(claim, [1])
+    fs.commit(fs.lease_rebuild(f, 100), 3.0)
+    assert (fs.residency(f), fs.tail_valid(f), fs.device_of(f)) == (Residency.RESIDENT, True, "w1")
+    fs.commit(fs.lease(claim, [9]), 3.0)
+    fs.place(child, "w1")
+    assert fs.adopt(child) == 8
+    assert counts(fs).pages == 3
 
 
 def test_a_claim_survives_the_loss_of_a_file_without_tokens(fs: Kvfs, make: Make) -> None:
     f = make(0)
     claim = fs.claim(f)
-    fs.abandon(fs.lease(claim, [1]), device_lost=True)
+    fs.lease(claim, [1])
     fs.remove_device("w0", now=2.0)
+    assert (fs.residency(f), fs.device_of(f)) == (Residency.RESIDENT, None)
     fs.add_device("w1", n_pages=4, page_size=4)
     fs.place(claim, "w1")
     fs.commit(fs.lease(claim, [1]), 3.0)
     assert (fs.device_of(f), fs.tokens(f)) == ("w1", [1])
+
+
+def test_removing_a_device_ends_its_moves(fs: Kvfs, make: Make) -> None:
+    f, g = make(5), make(5)
+    inner = fs.swap_out([f.inode.ino], 1.0)
+    assert inner is not None
+    fs.add_device("w1", n_pages=8, page_size=4)
+    outer = fs.migrate([g.inode.ino], "w1", 1.0)
+    fs.remove_device("w0", now=2.0)
+    assert (fs.residency(f), fs.residency(g), fs.device_of(g)) == (Residency.PARTIAL, Residency.PARTIAL, None)
+    assert fs.devices()["w1"].n_free == 8
+    fs.abandon_move(inner)
+    fs.abandon_migration(outer)
+    with pytest.raises(KernelPanic, match="abandoned that is abandoned"):
+        fs.abandon_move(inner)
+
+
+def test_files_on_their_way_to_a_device_that_goes_stay_where_they_are(fs: Kvfs, make: Make) -> None:
+    f = make(5)
+    fs.add_device("w1", n_pages=8, page_size=4)
+    migration = fs.migrate([f.inode.ino], "w1", 1.0)
+    fs.remove_device("w1", now=2.0)
+    assert (fs.residency(f), fs.device_of(f), fs.tail_valid(f)) == (Residency.RESIDENT, "w0", True)
+    with pytest.raises(KernelPanic, match="committed that is lost"):
+        fs.commit_migration(migration, 3.0)
+
+
+# --- facts ---
+
+
+def test_facts_of_the_files_on_a_device(fs: Kvfs, make: Make) -> None:
+    f = fs.create("/a", **ANN, device="w0", pid=7)
+    fs.commit(fs.lease(fs.claim(f), range(6)), 3.0)
+    fs.open("/a", OpenMode.READ, owner="bob", now=4.0, pid=9)
+    fs.open("/a", OpenMode.READ, owner="bob", now=4.0, pid=9)
+    fs.lease_tail(f)
+    fs.create(None, **ANN)
+    assert fs.placed("w0") == [FileFacts(f.inode.ino, (7, 9), 6, 6, 2, 0, True, 1, False, 4.0)]
+    with pytest.raises(NoDevice):
+        fs.placed("w9")
+
+
+def test_a_file_is_used_when_it_is_opened_forked_written_or_read(fs: Kvfs, append: Append) -> None:
+    f = fs.create("/a", owner="ann", now=0.5, device="w0")
+
+    def used_s() -> float:
+        return fs.placed("w0")[0].used_s
+
+    assert used_s() == 0.5
+    append(f, 1)
+    assert used_s() == 1.0
+    fs.open("/a", OpenMode.READ, owner="bob", now=2.0)
+    assert used_s() == 2.0
+    fs.fork(f, None, owner="bob", now=3.0)
+    assert used_s() == 3.0
+    fs.commit(fs.lease_tail(f), 4.0)
+    assert used_s() == 4.0
+
+
+def test_a_family_are_the_files_forked_from_one_another(fs: Kvfs, make: Make) -> None:
+    f, stranger = make(1), make(1)
+    child = fs.fork(f, None, **ANN)
+    grandchild = fs.fork(child, None, **ANN)
+    fs.close(f, 2.0)
+    assert fs.family(child) == fs.family(grandchild) != fs.family(stranger)
+
+
+# --- the claimed ---
 
 
 def test_a_claimed_file_is_not_truncated_by_others(fs: Kvfs, make: Make) -> None:

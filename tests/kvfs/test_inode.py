@@ -3,9 +3,9 @@ from collections.abc import Callable
 import pytest
 
 from kvfs.fs import Kvfs
-from kvfs.inode import N_EVENTS, Inode
+from kvfs.inode import N_EVENTS, Inode, Residency
 from kvfs.openfile import OpenFile
-from sdk.abi.errors import Busy, CrossDevice, DeviceLost, InvalidArgument, KernelPanic, NoDevice
+from sdk.abi.errors import Busy, CrossDevice, InvalidArgument, KernelPanic, NoDevice
 from sdk.abi.values import FileKind, Stat
 
 Make = Callable[[int], OpenFile]
@@ -19,14 +19,15 @@ def test_stat_of_a_file(fs: Kvfs, make: Make) -> None:
         ino=child.inode.ino,
         kind=FileKind.FILE,
         n_tokens=9,
+        n_resident=9,
         n_pages=3,
+        n_host_pages=0,
         n_shared_pages=3,
         n_links=1,
         n_open=1,
         owner="bob",
         mode=0o644,
         worker="w0",
-        lost=False,
         created_s=3.0,
         modified_s=3.0,
     )
@@ -85,39 +86,56 @@ def test_truncation_does_not_lengthen(fs: Kvfs, make: Make, n: int) -> None:
         fs.truncate(make(9), n, 1.0)
 
 
-def test_a_lost_file_has_its_tokens_and_nothing_else(fs: Kvfs, make: Make) -> None:
+def test_stat_of_a_file_that_is_in_both_tiers(fs: Kvfs, make: Make, append: Callable[..., None]) -> None:
+    f = make(6)
+    child = fs.fork(f, None, owner="bob", now=3.0)
+    append(child, 5)
+    move = fs.swap_out([child.inode.ino], 4.0)
+    assert move is not None
+    fs.commit_move(move, 4.0)
+    stat = fs.fstat(child)
+    assert (stat.n_tokens, stat.n_resident, stat.n_pages, stat.n_host_pages) == (11, 4, 1, 2)
+    assert (stat.n_shared_pages, stat.worker) == (1, "w0")
+
+
+def test_a_file_without_its_kv_can_be_used_as_a_file(fs: Kvfs, make: Make) -> None:
     f = make(5)
-    fs.remove_device("w0", now=2.0)
+    assert fs.drop([f.inode.ino], 2.0) == 2
     assert (fs.tokens(f), fs.tail_valid(f), fs.device_of(f)) == ([0, 1, 2, 3, 4], False, None)
-    assert (fs.fstat(f).lost, fs.fstat(f).n_pages, fs.fstat(f).worker) == (True, 0, None)
-    fs.add_device("w0", n_pages=8, page_size=4)
-    for use in (
-        lambda: fs.claim(f),
-        lambda: fs.lease_tail(f),
-        lambda: fs.fork(f, "/child", owner="ann", now=3.0),
-        lambda: fs.place(f, "w0"),
-    ):
-        with pytest.raises(DeviceLost, match="compute its tokens again in a new file"):
-            use()
-    assert fs.readdir("/") == []
-
-
-def test_a_lost_file_is_a_new_one_when_it_is_emptied(fs: Kvfs, make: Make, append: Callable[..., None]) -> None:
-    f = make(5)
-    fs.remove_device("w0", now=2.0)
+    assert (fs.fstat(f).n_resident, fs.fstat(f).n_pages, fs.fstat(f).worker) == (0, 0, None)
+    child = fs.fork(f, "/child", owner="ann", now=3.0)
+    assert (fs.residency(child), fs.tokens(child)) == (Residency.PARTIAL, [0, 1, 2, 3, 4])
+    with pytest.raises(Busy, match="has to be computed again first"):
+        fs.lease_tail(f)
     fs.truncate(f, 2, 3.0)
-    assert (fs.tokens(f), fs.fstat(f).lost) == ([0, 1], True)
+    assert fs.residency(f) is Residency.PARTIAL
     fs.truncate(f, 0, 3.0)
-    assert not fs.fstat(f).lost
-    fs.add_device("w0", n_pages=8, page_size=4)
-    append(f, 3)
-    assert (fs.tokens(f), fs.tail_valid(f)) == ([0, 1, 2], True)
+    assert (fs.residency(f), fs.device_of(f)) == (Residency.RESIDENT, None)
 
 
-def test_an_empty_file_is_not_lost_with_its_device(fs: Kvfs, make: Make) -> None:
+def test_an_empty_file_loses_nothing_with_its_device(fs: Kvfs, make: Make) -> None:
     f = make(0)
     fs.remove_device("w0", now=2.0)
-    assert (fs.fstat(f).lost, fs.device_of(f)) == (False, None)
+    assert (fs.residency(f), fs.device_of(f)) == (Residency.RESIDENT, None)
+
+
+def test_a_file_without_pages_is_placed_where_one_likes_when_nothing_has_it(fs: Kvfs, make: Make) -> None:
+    fs.add_device("w1", n_pages=8, page_size=4)
+    f = make(5)
+    fs.drop([f.inode.ino], 2.0)
+    fs.place(f, "w0")
+    lease = fs.lease_rebuild(f, 2)
+    with pytest.raises(Busy):
+        fs.place(f, "w1")
+    fs.abandon(lease)
+    fs.place(f, "w1")
+    g = make(1)
+    migration = fs.migrate([g.inode.ino], "w1", 2.0)
+    fs.truncate(g, 0, 3.0)
+    with pytest.raises(Busy, match="or a move of this file is in flight"):
+        fs.place(g, "w1")
+    fs.commit_migration(migration, 4.0)
+    assert fs.device_of(g) == "w1"
 
 
 def test_a_panic_tells_the_story_of_the_inode(fs: Kvfs, make: Make) -> None:
@@ -125,7 +143,8 @@ def test_a_panic_tells_the_story_of_the_inode(fs: Kvfs, make: Make) -> None:
     claim = fs.claim(f)
     fs.release(claim, 2.5)
     with pytest.raises(
-        KernelPanic, match=r"file #2: a released claim is used \[5 tokens in 2 pages, w0; .* 2\.500 release\]"
+        KernelPanic,
+        match=r"file #2: a released claim is used \[5 tokens, 5 of them in 2 pages, resident, w0; .* 2\.500 release\]",
     ):
         fs.release(claim, 2.5)
 

@@ -48,6 +48,7 @@ N_HOST_PAGES = 5
 PATHS = ["/a", "/b", "/c"]
 Slot = tuple[int, int]  # a token and its position
 PICK = st.integers(0, 1000)
+CHOSEN = st.sets(st.integers(-2, 2), min_size=1)  # files, by their place in some list
 FEW = st.sampled_from([1, 1, 1, 2, 2, 3, 4, 7, 12])
 
 
@@ -237,8 +238,6 @@ class KvfsMachine(RuleBasedStateMachine):
             self.names[path] = self.files[f.inode.ino]
             self.names[path].n_links += 1
 
-    @precondition(lambda self: len(self.handles) < 2 * N_FILES)
-    @rule(path=st.sampled_from(PATHS), mode=st.sampled_from(OpenMode))
     def open(self, path: str, mode: OpenMode) -> None:
         def open_() -> None:
             f = self.fs.open(path, mode, owner="ann", now=self.now)
@@ -246,10 +245,18 @@ class KvfsMachine(RuleBasedStateMachine):
 
         self.attempt(self.no_file(path), open_)
 
-    @rule(call=st.sampled_from(["unlink", "link", "rename"]), old=st.sampled_from(PATHS), new=st.sampled_from(PATHS))
-    def change_names(self, call: str, old: str, new: str) -> None:
+    @rule(
+        call=st.sampled_from(["open", "open", "unlink", "link", "rename"]),
+        old=st.sampled_from(PATHS),
+        new=st.sampled_from(PATHS),
+        mode=st.sampled_from(OpenMode),
+    )
+    def use_names(self, call: str, old: str, new: str, mode: OpenMode) -> None:
         error = self.no_file(old)
-        if call == "unlink":
+        if call == "open":
+            if len(self.handles) < 2 * N_FILES:
+                self.open(old, mode)
+        elif call == "unlink":
             if self.attempt(error, lambda: self.fs.unlink(old, self.now)):
                 self.unnamed(old)
         elif call == "link":
@@ -307,12 +314,16 @@ class KvfsMachine(RuleBasedStateMachine):
         self.fs.place(f, file.device)
 
     @precondition(lambda self: self.handles)
-    @rule(i=PICK, n=PICK, claimed=st.booleans())
-    def truncate_either(self, i: int, n: int, claimed: bool) -> None:
-        if claimed and self.idle_claims():
-            self.truncate_claimed(i, n)
+    @rule(i=PICK, n=PICK, call=st.sampled_from(["truncate", "truncate", "claim", "release"]))
+    def truncate_or_claim(self, i: int, n: int, call: str) -> None:
+        if call == "claim":
+            self.claim(i)
+        elif call == "release" and self.idle_claims():
+            self.release(i)
+        elif n % 2 and self.idle_claims():
+            self.truncate_claimed(i, n // 2)
         else:
-            self.truncate(i, n)
+            self.truncate(i, n // 2)
 
     def truncate(self, i: int, n: int) -> None:
         f, file = self.handles[i % len(self.handles)]
@@ -324,8 +335,8 @@ class KvfsMachine(RuleBasedStateMachine):
         self.truncate_by(lambda n: self.fs.truncate_claimed(claim, n, self.now), file, n, None)
 
     def truncate_by(self, call: Callable[[int], None], file: File, n: int, error: type[SyscallError] | None) -> None:
-        n %= len(file.slots) + 2
-        error = error or (InvalidArgument if n > len(file.slots) else None)
+        n = len(file.slots) + 1 - n % (len(file.slots) + 3)  # mostly a little, and now and then more than there is
+        error = error or (None if 0 <= n <= len(file.slots) else InvalidArgument)
         if self.attempt(error, lambda: call(n)):
             if n < len(file.slots):
                 file.tail_gone = True
@@ -334,14 +345,6 @@ class KvfsMachine(RuleBasedStateMachine):
                 file.rebuild = None
 
     # --- writing ---
-
-    @precondition(lambda self: self.handles)
-    @rule(i=PICK, release=st.booleans())
-    def claim_or_release(self, i: int, release: bool) -> None:
-        if release and self.idle_claims():
-            self.release(i)
-        else:
-            self.claim(i)
 
     def claim(self, i: int) -> None:
         f, file = self.handles[i % len(self.handles)]
@@ -566,6 +569,10 @@ class KvfsMachine(RuleBasedStateMachine):
         kept = file.origins[: lease.n_before]
         file.origins = [o | {flight} if i >= first else o for i, o in enumerate(kept)]
         file.origins += [frozenset([flight])] * lease.n_new
+        if lease.n_again and not lease.copies:  # then the token counts as missing, for all who have it there
+            for other in self.holders(lease.pages[lease.n_before // PAGE_SIZE], file.device):
+                if len(other.origins) > lease.n_before:
+                    other.origins[lease.n_before] |= {flight}
         file.rebuild = None
         file.tail_gone = False
 
@@ -629,18 +636,16 @@ class KvfsMachine(RuleBasedStateMachine):
         return sorted(found)
 
     @precondition(lambda self: self.devices)
-    @rule(i=PICK, chosen=st.sets(st.integers(0, N_FILES - 1), min_size=1))
-    def swap_out(self, i: int, chosen: set[int]) -> None:
+    @rule(i=PICK, chosen=CHOSEN, at_once=st.booleans())
+    def swap_out(self, i: int, chosen: set[int], at_once: bool) -> None:
         name = sorted(self.devices)[i % len(self.devices)]
-        inos = [ino for k, ino in enumerate(self.movable(name)) if k in chosen]
+        inos = self.choose(chosen, self.movable(name))
         files = [self.files[ino] for ino in inos]
         pages = set()
         for page in {entry for file in files for entry in self.table(file) if not is_host(entry)}:
             others = [f for f in self.holders(page, name) if f not in files]
             stuck = [
-                f
-                for f in others
-                if f.n_leases or f.transfer is not None or self.residency(f) is Residency.RESIDENT
+                f for f in others if f.n_leases or f.transfer is not None or self.residency(f) is Residency.RESIDENT
             ]
             if not stuck and not any(page in table for table in self.in_use(name)):
                 pages.add(page)
@@ -656,7 +661,11 @@ class KvfsMachine(RuleBasedStateMachine):
             assert (move.kind, move.device, {page for page, _ in move.pairs}) == (MoveKind.OUT, name, pages)
             self.shifted(move)
 
-        self.attempt(error, swap_out)
+        if self.attempt(error, swap_out) and at_once:
+            self.end_move(len(self.shifts) - 1, True, "")
+
+    def choose(self, chosen: set[int], inos: list[int]) -> list[int]:
+        return [ino for k, ino in enumerate(inos) if k in chosen or k - len(inos) in chosen]
 
     def shifted(self, move: Move) -> None:
         shift = self.simulated.Shift(move)
@@ -670,8 +679,8 @@ class KvfsMachine(RuleBasedStateMachine):
         return [(f, file) for f, file in self.handles if any(map(is_host, self.table(file)))]
 
     @precondition(lambda self: self.swapped())
-    @rule(i=PICK)
-    def swap_in(self, i: int) -> None:
+    @rule(i=PICK, at_once=st.booleans())
+    def swap_in(self, i: int, at_once: bool) -> None:
         f, file = self.swapped()[i % len(self.swapped())]
         assert file.device is not None
         entries = [entry for entry in self.table(file) if is_host(entry)]
@@ -687,7 +696,8 @@ class KvfsMachine(RuleBasedStateMachine):
             assert (move.kind, len(move.pairs)) == (MoveKind.IN, len(entries))
             self.shifted(move)
 
-        self.attempt(error, swap_in)
+        if self.attempt(error, swap_in) and at_once:
+            self.end_move(len(self.shifts) - 1, True, "")
 
     @precondition(lambda self: self.shifts)
     @rule(i=PICK, commit=st.booleans(), fails=st.sampled_from(["", "early"]))
@@ -702,11 +712,11 @@ class KvfsMachine(RuleBasedStateMachine):
         self.ended(shift.transfer)
 
     @precondition(lambda self: len(self.devices) == 2)
-    @rule(i=PICK, chosen=st.sets(st.integers(0, N_FILES - 1), min_size=1))
-    def migrate(self, i: int, chosen: set[int]) -> None:
+    @rule(i=PICK, chosen=CHOSEN, at_once=st.booleans())
+    def migrate(self, i: int, chosen: set[int], at_once: bool) -> None:
         here, there = ("w0", "w1") if i % 2 else ("w1", "w0")
-        inos = [ino for k, ino in enumerate(self.movable(here)) if k in chosen]
-        inos = [ino for ino in inos if not any(map(is_host, self.table(self.files[ino])))]
+        inos = [ino for ino in self.movable(here) if not any(map(is_host, self.table(self.files[ino])))]
+        inos = self.choose(chosen, inos)
         if not inos:
             return
         pages = {entry for ino in inos for entry in self.table(self.files[ino])}
@@ -727,7 +737,8 @@ class KvfsMachine(RuleBasedStateMachine):
             shadow.stores = True
             self.shadows[there].run([shadow])
 
-        self.attempt(error, migrate)
+        if self.attempt(error, migrate) and at_once:
+            self.end_migration(len(self.shipments) - 1, True, True)
 
     @precondition(lambda self: self.shipments)
     @rule(i=PICK, commit=st.booleans(), stored=st.booleans())
@@ -748,9 +759,14 @@ class KvfsMachine(RuleBasedStateMachine):
             self.fs.abandon_migration(m)
         self.ended(m)
 
-    @rule(chosen=st.sets(st.integers(0, N_FILES - 1), min_size=1, max_size=3))
-    def drop(self, chosen: set[int]) -> None:
-        inos = [ino for k, (ino, f) in enumerate(sorted(self.files.items())) if k in chosen and not f.n_leases]
+    def with_kv(self) -> list[int]:
+        return sorted(ino for ino, f in self.files.items() if f.origins and not f.n_leases)
+
+    @precondition(lambda self: self.with_kv())
+    @rule(chosen=CHOSEN, is_moving=st.booleans())
+    def drop(self, chosen: set[int], is_moving: bool) -> None:
+        inos = [ino for ino in self.with_kv() if is_moving == (self.files[ino].transfer is not None)]
+        inos = self.choose(chosen, inos)
         n_free = sum(pool.n_free for pool in self.fs.pools.values())
         assert self.fs.drop(inos, self.now) == sum(pool.n_free for pool in self.fs.pools.values()) - n_free
         for ino in inos:

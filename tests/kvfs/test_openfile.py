@@ -12,10 +12,12 @@ def inode() -> Inode:
 
 
 def test_a_handle_holds_its_inode_until_it_is_closed(inode: Inode) -> None:
-    f = OpenFile(inode, OpenMode.READ)
-    assert (f.live(), inode.n_open, inode.is_held) == (inode, 1, True)
+    f, other = OpenFile(inode, OpenMode.READ, 7), OpenFile(inode, OpenMode.READ, 8)
+    assert (f.live(), inode.pids, inode.is_held) == (inode, [7, 8], True)
     assert f.close() is inode
-    assert (inode.n_open, inode.is_held) == (0, False)
+    assert (inode.pids, inode.is_held) == ([8], True)
+    other.close()
+    assert (inode.pids, inode.is_held) == ([], False)
 
 
 def test_a_closed_handle_is_good_for_nothing(inode: Inode) -> None:
@@ -24,7 +26,7 @@ def test_a_closed_handle_is_good_for_nothing(inode: Inode) -> None:
     for use in (f.live, f.writable, f.close):
         with pytest.raises(BadFile, match="closed: open it again"):
             use()
-    assert inode.n_open == 0
+    assert inode.pids == []
 
 
 def test_a_handle_for_reading_cannot_write(inode: Inode) -> None:

@@ -16,7 +16,7 @@ def n_runs(pages: "array[int]") -> int:
     return 1 + sum(b != a + 1 for a, b in pairwise(pages))
 
 
-@pytest.mark.parametrize(("n_pages", "page_size"), [(0, 16), (16, 0), (-1, 16)])
+@pytest.mark.parametrize(("n_pages", "page_size"), [(0, 16), (16, 0), (-1, 16), (2**31, 16)])
 def test_a_pool_needs_a_slot(n_pages: int, page_size: int) -> None:
     with pytest.raises(InvalidArgument):
         PagePool("w0", n_pages, page_size)
@@ -25,7 +25,7 @@ def test_a_pool_needs_a_slot(n_pages: int, page_size: int) -> None:
 def test_alloc_gives_each_page_once() -> None:
     pool = PagePool("w0", 10, 16)
     assert sorted([*pool.alloc(3), *pool.alloc(6), *pool.alloc(1)]) == list(range(10))
-    assert pool.usage() == DeviceUsage(n_pages=10, n_free=0, n_files=0, page_size=16)
+    assert pool.usage() == DeviceUsage(n_pages=10, n_free=0, n_files=0, page_size=16, n_host_pages=0, n_host_free=0)
 
 
 def test_no_space_leaves_everything_as_it_was() -> None:
@@ -110,6 +110,20 @@ def test_pages_that_are_free_or_do_not_exist_cannot_be_shared_or_given_back(page
         pool.hold(array("I", [page]))
     with pytest.raises(KernelPanic):
         pool.drop(array("I", [page]))
+
+
+def test_a_table_of_both_tiers_is_held_and_dropped_as_a_whole() -> None:
+    pool = PagePool("w0", 4, 16, 2)
+    table = pool.alloc(2) + pool.host.alloc(1) + pool.alloc(1)
+    pool.hold(table)
+    assert (pool.n_shared(table), pool.usage().n_host_free, pool.n_host_used) == (4, 1, 1)
+    pool.drop(table)
+    assert (pool.n_shared(table), pool.n_free) == (0, 1)
+    pool.drop(table)
+    assert (pool.n_free, pool.usage().n_host_free) == (4, 2)
+    for use in (pool.hold, pool.drop):
+        with pytest.raises(KernelPanic, match="host page 0 of w0 is not in use"):
+            use(table[2:3])
 
 
 Operation = st.tuples(st.sampled_from(["alloc", "alloc", "grow", "hold", "drop", "cut"]), st.integers(0, 99))

@@ -1,10 +1,21 @@
-"""`lip top`: frames from two looks, and how they look on a screen. The command itself is in test_cli.py."""
+"""`lip top`: frames from two looks, how they look on a screen, and the command itself, off a terminal and on one."""
 
 import copy
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from sdk.cli import app
 from sdk.top import frame, render
 
 
@@ -107,3 +118,60 @@ def test_programs_that_do_not_fit_are_counted(before) -> None:
 def test_names_are_text_and_not_markup(before) -> None:
     before["processes"] = [process(1, name="[bold]x[/bold]")]
     assert shown(200, render(frame(before, before)))[-1].endswith("[bold]x[/bold]")
+
+
+# --- the command ---
+
+
+def test_off_a_terminal_it_is_one_frame(kernel_socket: Path) -> None:
+    for words in ([], ["--once"]):
+        result = CliRunner().invoke(app, ["--socket", str(kernel_socket), "top", *words])
+        assert result.exit_code == 0
+        assert result.stdout.startswith("null, up 0:")
+        (worker,) = (line for line in result.stdout.splitlines() if "4096" in line)
+        assert worker.split()[1] == "ready"
+
+
+def test_as_json(kernel_socket: Path) -> None:
+    result = CliRunner().invoke(app, ["--socket", str(kernel_socket), "top", "--json"])
+    found = json.loads(result.stdout)
+    assert found["workers"][0]["tokens_per_s"] == 0.0
+    assert found["model"] == "null"
+
+
+def test_without_a_kernel(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--socket", str(tmp_path / "k.sock"), "top"])
+    assert (result.exit_code, result.stderr) == (2, "lip: no kernel is running; start one with `python -m kernel`\n")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("end", "status"), [("q", 0), (signal.SIGINT, 130)])
+def test_on_a_terminal_it_is_live_until_told(kernel_socket: Path, end: Any, status: int) -> None:
+    ours, theirs = pty.openpty()
+    environ = os.environ | {"SYMPHONY_SOCKET": str(kernel_socket), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    command = [sys.executable, "-c", "from sdk.cli import main; main()", "top"]
+    try:
+        with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as lip:
+            os.close(theirs)
+            shown = read_until(ours, "HOST PAGES")
+            if end == "q":
+                os.write(ours, b"xq")
+            else:
+                lip.send_signal(end)
+            shown += read_until(ours, None)
+        assert lip.returncode == status
+    finally:
+        os.close(ours)
+    assert "\x1b[?1049h" in shown  # the alternate screen, entered and left
+    assert shown.index("\x1b[?1049h") < shown.index("null, up") < shown.index("\x1b[?1049l")
+
+
+def read_until(fd: int, word: str | None) -> str:
+    """What a terminal shows until it has shown a word; or, for None, until its last user leaves."""
+    text = ""
+    while (word is None or word not in text) and select.select([fd], [], [], 30)[0]:
+        try:
+            text += os.read(fd, 65536).decode()
+        except OSError:  # how Linux says that the other side is closed
+            break
+    return text

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.sim.plan import FAULTS, PAGES, Options
-from tests.sim.run import Report, simulate
+from tests.sim.run import Report, run_one, simulate
 from tests.sim.sometimes import N_SEEDS_FOR_ALL, missing
 
 CHUNK = 10  # seeds handed to a process at once
@@ -59,10 +59,10 @@ def groups(text: str) -> tuple[str, ...]:
 def run_all(seeds: range, options: Options, n_jobs: int) -> Iterator[Report]:
     """The reports of all seeds, in their order."""
     if n_jobs == 1:
-        yield from (simulate(seed, options) for seed in seeds)
+        yield from (run_one(seed, options) for seed in seeds)
         return
     with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(partial(simulate, options=options), seeds, chunksize=CHUNK)
+        yield from pool.map(partial(run_one, options=options), seeds, chunksize=CHUNK)
 
 
 def show(reports: Iterator[Report] | Sequence[Report], n_runs: int = 1) -> list[Report]:

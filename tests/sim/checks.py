@@ -23,7 +23,7 @@ from kernel.batcher import Batcher
 from kernel.generate import GenerateJob
 from kernel.jobs import Job
 from kernel.process import Process
-from kernel.ready import Answer
+from kernel.ready import WakeUp
 from kernel.stepper import Stepper
 from kernel.sys_model import StreamHandle
 from kvfs import fsck
@@ -85,7 +85,7 @@ def waiters(world: World) -> Iterator[tuple[Any, str]]:
         yield from waiters_of(world, process, answered, known)
 
 
-def answers(world: World) -> list[Answer]:
+def answers(world: World) -> list[WakeUp]:
     """What is in the ready queue."""
     ready = world.kernel.ready
     return [*ready._arrived, *(answer for _, _, answer in ready._backlog)]
@@ -203,7 +203,8 @@ def frames(task: "asyncio.Task[Any]") -> Iterator[str]:
 
 def spell_job(job: Job) -> str:
     inode = job.file.inode
+    states = [name for name in ("ready", "preempted", "paused", "cancelled") if getattr(job, name)]
     return (
-        f"{type(job).__name__} {job.number} of process {job.file.pid}: ready {job.ready}, in flight {len(job.sent)}, "
-        f"preempted {job.preempted}, file #{inode.ino} {inode.residency.value} with {len(inode.tokens)} tokens"
+        f"{type(job).__name__} {job.number} of process {job.file.pid} is {' and '.join(states) or 'waiting'}, "
+        f"in flight {len(job.sent)}; file #{inode.ino} is {inode.residency.value} with {len(inode.tokens)} tokens"
     )

@@ -10,7 +10,8 @@ from typing import Literal
 from msgspec import Struct
 
 from gpuworker.stepcost import StepCost
-from tests.sim.programs import KINDS
+from tests.sim import company, programs  # noqa: F401  (fills the registry)
+from tests.sim.material import KINDS
 from tests.sim.transport import Weather
 from tests.sim.worker import Cost
 

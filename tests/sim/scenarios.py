@@ -22,8 +22,8 @@ from gpuworker.stepcost import StepCost
 from kernel.process import Process
 from sdk import Sampling, kv, process
 from tests.sim.loop import SimLoop, deterministic
+from tests.sim.material import Main
 from tests.sim.plan import Options, Plan
-from tests.sim.programs import Main
 from tests.sim.reference import ALONE
 from tests.sim.run import Report, simulate, until
 from tests.sim.transport import Weather
@@ -195,7 +195,8 @@ def fairness(
 class GreedyTenant(Struct, frozen=True):
     """What a modest tenant pays for a greedy one."""
 
-    beside_one_s: float  # its program's time beside one equal competitor
+    alone_s: float  # its program's time
+    beside_one_s: float  # and beside one equal competitor
     beside_many_s: float
 
     @property
@@ -216,7 +217,7 @@ def greedy_tenant(
         perform([*greedy, modest], plan, n_tokens=(n + 1) * (n_prompt + n_tokens) * 2, **settings)
         return modest.seconds
 
-    return GreedyTenant(beside_one_s=seconds(1), beside_many_s=seconds(n_greedy))
+    return GreedyTenant(alone_s=seconds(0), beside_one_s=seconds(1), beside_many_s=seconds(n_greedy))
 
 
 class ToolWaits(Struct, frozen=True):

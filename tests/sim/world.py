@@ -13,6 +13,7 @@ import hashlib
 import logging
 import random
 import struct
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -30,8 +31,8 @@ from kernel.core import AttachError, Kernel
 from kernel.loader import Program
 from kernel.process import Process
 from tests.sim.loop import SimLoop
+from tests.sim.material import KINDS, Main
 from tests.sim.plan import VOCAB_SIZE, Plan, Start
-from tests.sim.programs import KINDS, Main
 from tests.sim.sometimes import Observer
 from tests.sim.transport import Network, SimTransport
 from tests.sim.worker import SimWorker
@@ -183,24 +184,24 @@ class World:
         self.runs: list[Run] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         stepper.install(loop)
-        self.config = Config(
-            heartbeat_s=plan.heartbeat_s,
-            worker_suspect_s=plan.suspect_s,
-            worker_silence_s=plan.silence_s,
-            preemption_mode=plan.preemption_mode,
-            scheduling_policy=plan.scheduling_policy,
-            pass_budget_ms=plan.pass_budget_ms,
-            max_num_seqs=plan.max_rows,
-            max_num_batched_tokens=plan.max_tokens,
-            attach_timeout_s=2.0,
-            proof_timeout_s=5.0,
-            kernel_name="kernel-sim",
-            seed=plan.seed,
-            local_worker=False,
-            http=False,
-            socket=Path("/nonexistent"),
-            **settings,
-        )
+        options: dict[str, Any] = {
+            "heartbeat_s": plan.heartbeat_s,
+            "worker_suspect_s": plan.suspect_s,
+            "worker_silence_s": plan.silence_s,
+            "preemption_mode": plan.preemption_mode,
+            "scheduling_policy": plan.scheduling_policy,
+            "pass_budget_ms": plan.pass_budget_ms,
+            "max_num_seqs": plan.max_rows,
+            "max_num_batched_tokens": plan.max_tokens,
+            "attach_timeout_s": 2.0,
+            "proof_timeout_s": 5.0,
+            "kernel_name": "kernel-sim",
+            "seed": plan.seed,
+            "local_worker": False,
+            "http": False,
+            "socket": Path("/nonexistent"),
+        }
+        self.config = Config(**options | settings)
         self.kernel = Kernel(self.config, dispatch.make_door, self.transport, clock=loop.time)
 
     def saw(self, name: str) -> None:
@@ -259,7 +260,9 @@ class World:
     def _over(self, task: "asyncio.Task[Any]") -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.complain(f"{task.get_coro()}: {error!r}")
+            frames = traceback.extract_tb(error.__traceback__)[:-5:-1]
+            where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
+            self.complain(f"{error!r} at {where}")
 
     # --- programs ---
 
