@@ -34,6 +34,7 @@ from kvfs.moves import MoveKind
 from sdk.abi.errors import Busy, Errno, NoSpace, SyscallError
 
 LOGITS_BYTES_MAX = 32 << 20  # raw logits of one batch
+RETRY_S = 0.01  # programs may close files at any time, and nobody says so
 CLOCK_S = 1e-6  # timers may be early by so much
 N_AHEAD = 2  # batches in flight
 N_PLANS = 3  # tries, where nothing fits before something is dropped
@@ -76,6 +77,7 @@ class Batcher:
         self._queued: dict[int, Job] = {}  # prompts and preds
         self._flight: deque[InFlight] = deque()
         self._cap_rows, self._cap_tokens = max_rows, max_tokens  # smaller after a refusal, until batches go well again
+        self._retry_at = 0.0  # somebody waits for pages, and nothing is in flight that could bring some
         self._rebuilding: list[Sent] = []  # rows without a job, in flight
         self._seq = 0
         self._n_jobs = 0
@@ -122,6 +124,7 @@ class Batcher:
         job.number = self._n_jobs
         job.since = now
         job.paused = job.preempted = False
+        self._retry_at = 0.0
         self._latencies.asked(job.times, now)
         self._firing.arrived(now)
         (self._decoding if job.n_wanted <= 1 else self._queued)[job.number] = job
@@ -170,6 +173,8 @@ class Batcher:
         if not self._flight:
             if not self.n_jobs:
                 return self.memory.due
+            if self._retry_at > now:
+                return self._retry_at
             if not self._firing.waits:
                 return now
             since = min(job.since for job in self.jobs())
@@ -199,6 +204,7 @@ class Batcher:
             if batch.rows or not (relief.freed or relief.failed):
                 break
         if not batch.rows and not batch.moves:
+            self._retry_at = now + RETRY_S if self.memory.tight else 0.0
             return None
         if not self._flight:
             batch.started = now
@@ -243,9 +249,11 @@ class Batcher:
                 ready = self._order(ready, now)[: self.max_rows]
                 ready.sort(key=lambda job: job.number not in self._decoding)
             return [(job, self.max_tokens) for job in ready]
-        ordered = self._order(ready, now)
-        shared = [(j.account.tenant if j.account is not None else None, j) for j in ordered]
-        return allot(shared, n_absent, self.max_rows, self.max_tokens, self.costs)
+        own = [job for job in ready if job.account is None]  # the kernel's, which are few and short
+        others = self._order([job for job in ready if job.account is not None], now)
+        shared = [(job.account.tenant, job) for job in others]
+        grants = allot(shared, n_absent, self.max_rows, self.max_tokens, self.costs)
+        return [(job, self.max_tokens) for job in own] + grants
 
     def _row(self, job: Job, n_tokens: int, now: float) -> Sent | None:
         """The job's row in the next batch; None when it cannot have one now, or has failed."""
@@ -467,11 +475,11 @@ class Batcher:
         return jobs
 
     def release(self, inos: set[int]) -> list[Job] | None:
-        """Give up the jobs on these files, for another worker; None while one of them is in flight."""
+        """Give up the jobs on these files, for another worker; None while a batch has one of the files."""
         jobs = [job for job in self.jobs() if job.file.inode.ino in inos]
         for job in jobs:
             job.paused = True
-        if any(job.sent for job in jobs):
+        if any(job.sent for job in jobs) or any(ino in self.fs.files and self.fs.files[ino].n_leases for ino in inos):
             return None
         for job in jobs:
             self._decoding.pop(job.number, None)

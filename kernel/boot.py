@@ -30,7 +30,6 @@ from sdk.abi.values import ModelInfo
 
 SYSTEM_CALLS = (sys_file, sys_ipc, sys_model, sys_process)  # importing them registers their handlers
 SWITCH_S = 0.0005  # for how long a thread that some program has started may keep the interpreter from the kernel
-KEEP_S = 0.25  # how old the record for the next kernel may be
 GRACE_S = 5.0  # for programs to unwind when the kernel stops
 INTERRUPTED = 130  # exit status after a signal, as a shell reports SIGINT
 PANIC = 70  # exit status after a broken invariant (sysexits.h: internal software error)
@@ -103,7 +102,8 @@ async def attach_workers(kernel: Kernel, directory: RunDirectory, say: Say) -> N
         except AttachError as e:
             if before is None:
                 raise
-            say(f"kernel: {e}")
+            say(f"kernel: {e}; it is looked for")
+            kernel.fleet.recovery.seek(address)
 
 
 async def serve(config: Config, say: Say) -> int:
@@ -126,8 +126,8 @@ async def serve(config: Config, say: Say) -> int:
             for line in banner(kernel, addresses):
                 say(line)
             doors.push_async_callback((await serve_socket(kernel, config.socket)).stop)
-            recorder = asyncio.create_task(keep_standing(kernel, directory, port))
-            doors.callback(recorder.cancel)
+            if config.run_directory is not None and directory.kept(Standing) is None:
+                directory.keep(Standing(port, config.worker))
             if config.beat_fd is not None:
                 heart.start(config.beat_fd, kernel.loop)
             if config.parent is None or config.beat_fd is not None:
@@ -138,18 +138,6 @@ async def serve(config: Config, say: Say) -> int:
             heart.end()
             kernel.stopping = True
             return status
-
-
-async def keep_standing(kernel: Kernel, directory: RunDirectory, port: int | None) -> None:
-    """Keep what a kernel that follows this one would need, as it changes."""
-    own, last = f"ipc://{directory.path}/", None
-    while True:
-        workers = [worker.name for worker in kernel.workers if not worker.name.startswith(own)]
-        standing = Standing(port, workers)
-        if standing != last:
-            directory.keep(standing)
-            last = standing
-        await asyncio.sleep(KEEP_S)
 
 
 async def run_program(config: Config, target: str, words: list[str], say: Say) -> int:

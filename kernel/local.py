@@ -106,6 +106,7 @@ class LocalWorker:
         finally:
             os.close(writer)
         self = cls(process, address)
+        run.keep(WorkerRecord(process.pid, address))
         try:
             line = await _first_line(reader)
         except asyncio.CancelledError:
@@ -118,7 +119,6 @@ class LocalWorker:
                     await process.wait()  # it ends by itself, and knows best how
             await self.end()
             raise WorkerFailed(report.get("error", f"the worker ended at start-up with status {process.returncode}"))
-        run.keep(WorkerRecord(process.pid, address))
         return self
 
     async def end(self) -> None:

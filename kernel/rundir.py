@@ -40,7 +40,7 @@ class Standing(Struct, frozen=True):
     """What a kernel that follows another takes over from it."""
 
     port: int | None  # of the HTTP door; it may have been any free one
-    workers: list[str]  # attached by address
+    workers: list[str]  # addresses of those that were attached, and not detached again
 
 
 class LastEnd(Struct, frozen=True):
@@ -98,6 +98,16 @@ class RunDirectory:
             return msgspec.json.decode((self.path / kind.__name__).read_bytes(), type=kind)
         except (OSError, msgspec.DecodeError):
             return None
+
+    def attached(self, address: str) -> None:
+        """The next kernel is to attach this worker, too."""
+        if (standing := self.kept(Standing)) is not None:
+            self.keep(Standing(standing.port, [*standing.workers, address]))
+
+    def detached(self, address: str) -> None:
+        """The next kernel is not to attach it."""
+        if (standing := self.kept(Standing)) is not None:
+            self.keep(Standing(standing.port, [other for other in standing.workers if other != address]))
 
 
 def _remove_if_stale(lock: Path) -> None:

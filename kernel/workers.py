@@ -36,7 +36,19 @@ TRANSITIONS = {
 class Worker:
     """What the kernel knows of one worker. `name` is its address, and the device name in kvfs."""
 
-    __slots__ = ("answered", "heard", "kernel_s", "local_pid", "n_batches", "n_rows", "n_tokens", "name", "state", "step_s", "welcome")
+    __slots__ = (
+        "answered",
+        "heard",
+        "kernel_s",
+        "local_pid",
+        "n_batches",
+        "n_rows",
+        "n_tokens",
+        "name",
+        "state",
+        "step_s",
+        "welcome",
+    )
 
     def __init__(self, name: str, now: float, local_pid: int | None) -> None:
         self.name = name

@@ -74,6 +74,8 @@ class Admin:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        given = kernel.config.run_directory
+        self.directory = None if given is None else RunDirectory(given)  # what the next kernel will know
         self.routes = [
             Route("/run", self.run, methods=["POST"]),
             Route("/ps", self.ps),
@@ -121,8 +123,7 @@ class Admin:
         return json_response(_program(query.get("file"), query.get("program")).describe())
 
     async def last_end(self, request: Request) -> Response:
-        directory = self.kernel.config.run_directory
-        end = RunDirectory(directory).kept(LastEnd) if directory is not None else None
+        end = None if self.directory is None else self.directory.kept(LastEnd)
         return json_response({"reason": None if end is None else end.reason})
 
     # --- processes ---
@@ -174,9 +175,12 @@ class Admin:
     async def attach(self, request: Request) -> Response:
         wanted: WorkerRequest = await self._read(request, WorkerRequest)
         try:
-            return json_response(self._worker(await self.kernel.attach(wanted.address)))
+            worker = await self.kernel.attach(wanted.address)
         except AttachError as e:
             raise Refusal(400, str(e), code="EINVAL") from None
+        if self.directory is not None:
+            self.directory.attached(wanted.address)
+        return json_response(self._worker(worker))
 
     async def detach(self, request: Request) -> Response:
         wanted: DetachRequest = await self._read(request, DetachRequest)
@@ -184,6 +188,8 @@ class Admin:
             await self.kernel.detach(wanted.address, drain=wanted.drain)
         except AttachError as e:
             raise Refusal(400, str(e), code="EINVAL") from None
+        if self.directory is not None:
+            self.directory.detached(wanted.address)
         return json_response({})
 
     def _worker(self, worker: Worker) -> dict[str, Any]:

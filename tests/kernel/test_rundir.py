@@ -57,6 +57,18 @@ def test_records():
     run.remove()
 
 
+def test_workers_come_and_go():
+    run = RunDirectory.create()
+    run.attached("tcp://a:1")  # the kernel does not serve yet
+    assert run.kept(Standing) is None
+    run.keep(Standing(None, ["tcp://a:1"]))
+    run.attached("tcp://b:1")
+    run.detached("tcp://a:1")
+    run.detached("tcp://c:1")
+    assert run.kept(Standing) == Standing(None, ["tcp://b:1"])
+    run.remove()
+
+
 def test_a_worker_is_known_by_its_address_too():
     """Pids come again."""
     assert not WorkerRecord(os.getpid(), "ipc:///tmp/somewhere/worker-0").is_running()

@@ -1,7 +1,5 @@
 """What each tenant may add to a batch."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +16,17 @@ def costs_of(row_s, token_s=0.001):
     return costs
 
 
-def jobs(**wanted):
-    """Decoding rows by tenant, interleaved."""
-    lists = [[(t, SimpleNamespace(n_wanted=n, tenant=t)) for n in ns] for t, ns in wanted.items()]
+class Named:
+    """A tenant, or a job of one: known by identity."""
+
+    def __init__(self, **facts):
+        self.__dict__ |= facts
+
+
+def jobs(vt=(), **wanted):
+    """Rows by tenant, interleaved; `vt` says who has had how much."""
+    tenants = {name: Named(name=name, vt=dict(vt).get(name, 0.0)) for name in wanted}
+    lists = [[(tenants[t], Named(n_wanted=n, tenant=t)) for n in ns] for t, ns in wanted.items()]
     return [x for i in range(max(map(len, lists))) for x in (a[i] for a in lists if i < len(a))]
 
 
@@ -50,6 +56,20 @@ def test_a_long_prompt_is_cut_to_what_the_others_can_bear():
     by = {j.tenant: n for j, n in grants}
     assert by["modest"] == 1
     assert by.get("greedy", 0) <= 20
+
+
+def test_a_newcomers_prompt_is_not_computed_in_crumbs():
+    costs = costs_of(0.001, 0.001)
+    by = {j.tenant: n for j, n in allot(jobs({"old": 100.0}.items(), new=[400], old=[1]), 0, 256, 2048, costs)}
+    assert by["old"] == 1
+    assert 9 <= by["new"] <= 20, "as long as each would have had the device in turn"
+    by = {j.tenant: n for j, n in allot(jobs({"new": 100.0}.items(), new=[400], old=[1]), 0, 256, 2048, costs)}
+    assert by["new"] <= 4
+
+
+def test_equal_prompts_are_computed_whole():
+    grants = allot(jobs(a=[300], b=[300]), 0, 256, 2048, costs_of(0.001))
+    assert [n for _, n in grants] == [300, 300]
 
 
 def test_nothing_known_limits_nobody():

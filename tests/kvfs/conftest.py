@@ -10,7 +10,7 @@ import pytest
 from kvfs.fs import Kvfs
 from kvfs.fsck import Counts, check, counts
 from kvfs.lease import Lease
-from kvfs.moves import Migration, Transfer
+from kvfs.moves import Migration, Move, Transfer
 from kvfs.openfile import OpenFile
 from kvfs.table import HOST, page_number
 
@@ -22,7 +22,7 @@ def give_everything_back(fs: Kvfs) -> None:
     for transfer in list(fs.transfers):
         if isinstance(transfer, Migration):
             fs.abandon_migration(transfer)
-        else:
+        elif isinstance(transfer, Move):
             fs.abandon_move(transfer)
     for claim in list(fs.claims):
         for lease in claim.leases[::-1]:

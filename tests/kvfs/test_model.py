@@ -162,7 +162,7 @@ class KvfsMachine(RuleBasedStateMachine):
         return Residency.RESIDENT if file.is_whole else Residency.PARTIAL
 
     def has_tail(self, file: File) -> bool:
-        if not file.slots or not file.is_whole or file.tail_gone:
+        if not file.slots or not file.is_whole or file.tail_gone or file.device is None:
             return False
         return bool(self.shadows[file.device].tail(self.table(file), len(file.slots)) == file.slots)
 
@@ -815,7 +815,7 @@ class KvfsMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def machine(simulated: SimpleNamespace, undo: Callable[[Kvfs], None]) -> type[KvfsMachine]:
-    KvfsMachine.simulated, KvfsMachine.undo = simulated, staticmethod(undo)  # type: ignore[assignment]
+    KvfsMachine.simulated, KvfsMachine.undo = simulated, staticmethod(undo)
     return KvfsMachine
 
 

@@ -64,7 +64,8 @@ def test_an_abandoned_move_changes_nothing(fs: Kvfs, make: Make, kind: MoveKind)
     assert move is not None
     fs.abandon_move(move)
     assert (f.inode.table, counts(fs), fs.residency(f)) == before
-    for use in (lambda: fs.abandon_move(move), lambda: fs.commit_move(move, 1.0)):
+    uses: list[Callable[[], None]] = [lambda: fs.abandon_move(move), lambda: fs.commit_move(move, 1.0)]
+    for use in uses:
         with pytest.raises(KernelPanic, match="that is abandoned"):
             use()
 
@@ -129,7 +130,12 @@ def test_a_move_that_has_a_file_keeps_others_off(fs: Kvfs, make: Make) -> None:
     assert move is not None
     assert fs.reclaimable([f.inode.ino]) == 0
     claim = fs.claim(f)
-    for use in (lambda: fs.lease(claim, [1]), lambda: fs.lease_tail(f), lambda: fs.lease_rebuild(f, 1)):
+    uses: list[Callable[[], object]] = [
+        lambda: fs.lease(claim, [1]),
+        lambda: fs.lease_tail(f),
+        lambda: fs.lease_rebuild(f, 1),
+    ]
+    for use in uses:
         with pytest.raises(Busy, match="is being moved: wait"):
             use()
     with pytest.raises(Busy):
@@ -185,8 +191,7 @@ def test_files_of_two_devices_do_not_move_together(fs: Kvfs, make: Make) -> None
         fs.swap_out([f.inode.ino, g.inode.ino], 1.0)
 
 
-def test_what_shares_pages_with_a_file_that_moves_waits(fs: Kvfs, make: Make, append: Append) -> None:
-    """A file that was swapped out and then computed on has pages on both tiers."""
+def test_a_file_that_comes_back_brings_what_it_shares(fs: Kvfs, make: Make) -> None:
     f = make(9)
     out(fs, f)
     child = fork(fs, f)
@@ -196,6 +201,25 @@ def test_what_shares_pages_with_a_file_that_moves_waits(fs: Kvfs, make: Make, ap
     assert (len(back.pairs), fs.residency(child)) == (1, Residency.MOVING)
     fs.commit_move(back, 1.0)
     assert (tiers(f), tiers(child), fs.residency(child)) == ("d", "dhh", Residency.SWAPPED)
+
+
+def test_a_file_is_in_one_move_at_a_time(fs: Kvfs, make: Make) -> None:
+    f = make(9)
+    half = fork(fs, f)
+    fs.drop([half.inode.ino], 1.0)
+    fs.place(half, "w0")
+    assert fs.adopt(half) == 8
+    fs.truncate(f, 4, 1.0)
+    out(fs, f)
+    assert (tiers(f), tiers(half), fs.residency(half)) == ("h", "hd", Residency.SWAPPED)
+    move = fs.swap_out([half.inode.ino], 1.0)
+    assert move is not None
+    assert (fs.residency(half), fs.residency(f)) == (Residency.MOVING, Residency.SWAPPED)
+    with pytest.raises(Busy, match="a file that shares pages with this one is being moved"):
+        fs.swap_in(f, 1.0)
+    fs.commit_move(move, 1.0)
+    fs.commit_move(fs.swap_in(f, 1.0), 1.0)
+    assert (tiers(f), tiers(half), fs.residency(f)) == ("d", "dh", Residency.RESIDENT)
 
 
 # --- from device to device ---
