@@ -31,7 +31,7 @@ from kvfs.fs import Kvfs
 from kvfs.inode import Residency
 from kvfs.lease import Lease
 from kvfs.moves import MoveKind
-from sdk.abi.errors import Busy, Errno, NoSpace, SyscallError
+from sdk.abi.errors import Busy, Errno, NoSpace, QuotaExceeded, SyscallError
 
 LOGITS_BYTES_MAX = 32 << 20  # raw logits of one batch
 RETRY_S = 0.01  # programs may close files at any time, and nobody says so
@@ -262,6 +262,13 @@ class Batcher:
                 return None
         elif not job.sent and job.n_wanted > 1 and not self.memory.fits(job):
             return None
+        if job.account is not None and job.account.allowances:
+            try:
+                job.account.afford(min(n_tokens, job.n_wanted))
+            except QuotaExceeded as e:
+                if not job.sent:
+                    self._end(job, now, e)
+                return None
         step = job.next_step(n_tokens)
         try:
             sent = Sent(job, step, self._lease(job, step))

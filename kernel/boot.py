@@ -5,6 +5,7 @@ latter opens no door to the outside and ends with its program.
 """
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,7 @@ from sdk.abi.values import ModelInfo
 
 SYSTEM_CALLS = (sys_file, sys_ipc, sys_model, sys_process)  # importing them registers their handlers
 SWITCH_S = 0.0005  # for how long a thread that some program has started may keep the interpreter from the kernel
+COLLECT = (10_000, 50, 50)  # objects made, looks at the newest, looks at those that outlived one
 GRACE_S = 5.0  # for programs to unwind when the kernel stops
 INTERRUPTED = 130  # exit status after a signal, as a shell reports SIGINT
 PANIC = 70  # exit status after a broken invariant (sysexits.h: internal software error)
@@ -50,6 +52,14 @@ def check_house() -> None:
             raise BootError(f"module {name!r} comes from {found}, not from {house}: start from the checkout")
 
 
+def calm_collector() -> None:
+    """Have the garbage collector look at what is new, and seldom at all there is: with ten thousand programs a look at
+    everything stops the kernel for 40 ms, and each batch makes enough objects for several looks at the newest."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
+
+
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[tuple[Kernel, RunDirectory]]:
     """A kernel without workers yet, and the directory for the sockets of its own. Leaves nothing behind.
@@ -62,6 +72,7 @@ async def running(config: Config) -> AsyncIterator[tuple[Kernel, RunDirectory]]:
     loop = asyncio.get_running_loop()
     stepper.install(loop, config.max_threads)  # tasks of programs become their threads
     sys.setswitchinterval(SWITCH_S)
+    calm_collector()
     kernel = Kernel(config, dispatch.make_door, ZmqTransport())
     directory = RunDirectory(config.run_directory) if config.run_directory is not None else RunDirectory.create()
     if config.step_soft_ms:
@@ -114,20 +125,18 @@ async def serve(config: Config, say: Say) -> int:
     with Signals(config.parent) as signals:
         async with running(config) as (kernel, directory), AsyncExitStack() as doors:
             check_socket(config.socket)
-            addresses, port = [f"unix:{config.socket}"], None
+            standing = directory.kept(Standing) or Standing(config.port, config.worker)
+            addresses = [f"unix:{config.socket}"]
             if config.http:
-                before = directory.kept(Standing)
-                port = config.port if before is None or before.port is None else before.port
-                http = await serve_http(kernel, config.host, port)
+                http = await serve_http(kernel, config.host, standing.port)
                 doors.push_async_callback(http.stop)
                 addresses.append(http.address)
-                port = http.port
+                standing = Standing(http.port, standing.workers)
             await attach_workers(kernel, directory, say)
+            directory.keep(standing)
             for line in banner(kernel, addresses):
                 say(line)
             doors.push_async_callback((await serve_socket(kernel, config.socket)).stop)
-            if config.run_directory is not None and directory.kept(Standing) is None:
-                directory.keep(Standing(port, config.worker))
             if config.beat_fd is not None:
                 heart.start(config.beat_fd, kernel.loop)
             if config.parent is None or config.beat_fd is not None:

@@ -39,7 +39,7 @@ class WorkerRecord(Struct, frozen=True):
 class Standing(Struct, frozen=True):
     """What a kernel that follows another takes over from it."""
 
-    port: int | None  # of the HTTP door; it may have been any free one
+    port: int  # of the HTTP door; 0: any free one
     workers: list[str]  # addresses of those that were attached, and not detached again
 
 

@@ -7,14 +7,16 @@ on a batcher that is driven by hand: `plan` and the encoding before it is sent, 
 import asyncio
 import gc
 import time
-import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
+
+import psutil
 
 import sdk
 from gpuworker import nulltext
 from gpuworker.wire import Answer, Batch, BatchDone, BatchDoneHead, RowDone, decode_to_kernel, encode
 from kernel.batcher import Batcher
+from kernel.boot import calm_collector
 from kernel.config import Config
 from kernel.costs import StepCosts
 from kernel.counters import Counters
@@ -30,9 +32,8 @@ from sdk.abi.errors import SyscallError
 from sdk.abi.values import Decoding
 
 VOCAB = 512  # of the null model
-MANY = 64  # programs
+MANY = (64, 256)  # programs
 ROWS = (1, 16, 64, 256)  # of a batch
-IDLE = 1000  # programs that wait
 TOKEN = 65
 
 
@@ -45,19 +46,21 @@ class Load(NamedTuple):
     n_generated: int
     n_spawns: int
     n_steps: int
+    n_idle: int
 
 
-FULL = Load(rounds=7, n_calls=100_000, n_preds=2000, n_generated=64, n_spawns=2000, n_steps=200)
-QUICK = Load(rounds=1, n_calls=5000, n_preds=128, n_generated=8, n_spawns=200, n_steps=20)
+FULL = Load(rounds=7, n_calls=100_000, n_preds=2000, n_generated=64, n_spawns=2000, n_steps=200, n_idle=10_000)
+QUICK = Load(rounds=1, n_calls=5000, n_preds=128, n_generated=8, n_spawns=200, n_steps=20, n_idle=200)
 
 
 def measure(quick: bool = False) -> Findings:
     found, load = Findings(), QUICK if quick else FULL
+    calm_collector()  # as the kernel does
     for n_rows in ROWS:
         batches(found, n_rows, load.n_steps)
 
     async def body(house: Inside) -> None:
-        await idle(found, house)  # first, while no memory has been freed that it could take
+        await idle(found, house, load)  # first, while no memory has been freed that it could take
         await rates(found, house, load)
 
     inside(Config(http=False, backend="null"), body)
@@ -147,21 +150,31 @@ def failed(error: SyscallError) -> None:
 # --- a running kernel -------------------------------------------------------------------------------------------
 
 
-async def idle(found: Findings, house: Inside) -> None:
-    """Memory of programs that do nothing but wait, as Python's allocator counts it."""
+async def idle(found: Findings, house: Inside, load: Load) -> None:
+    """What programs cost that do nothing but wait: memory, the time to start them, and what it takes to wake some."""
     await asyncio.gather(*(house.value(nothing) for _ in range(100)))
     gc.collect()
-    tracemalloc.start()
-    processes = [house.start(waits) for _ in range(IDLE)]
+    before, began = psutil.Process().memory_info().rss, time.perf_counter()
+    processes = [house.start(waits) for _ in range(load.n_idle)]
     while not all(process.waiting for process in processes):  # noqa: ASYNC110  (nobody would set an event)
-        await asyncio.sleep(0.01)
-    gc.collect()
-    n_bytes, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+        await asyncio.sleep(0.001)
+    found.add("idle programs started", "1/s", [load.n_idle / (time.perf_counter() - began)])
+    n_bytes = psutil.Process().memory_info().rss - before
+    found.add(f"memory of {load.n_idle} idle programs", "MiB", [n_bytes / 2**20])
+    late = [sorted(await beside_a_hog(house)) for _ in range(load.rounds)]
+    found.add("late when woken beside a hog, p99 of 100", "ms", [1e3 * times[98] for times in late])
     for process in processes:
         house.kernel.kill(process.pid, "it was measured")
     await asyncio.gather(*(process.wait_exit() for process in processes))
-    found.add(f"memory of an idle program, of {IDLE}", "KiB", n_bytes / IDLE / 1024)
+
+
+async def beside_a_hog(house: Inside) -> list[float]:
+    """Seconds by which 100 programs wake too late that want to wake while another holds the kernel for its budget."""
+    wake_at = house.kernel.now() + 0.2
+    hog = house.start(hogs, at=wake_at - 0.005)
+    late: list[float] = await asyncio.gather(*(house.value(naps, until=wake_at) for _ in range(100)))
+    await hog.wait_exit()
+    return late
 
 
 async def rates(found: Findings, house: Inside, load: Load) -> None:
@@ -187,9 +200,11 @@ async def rates(found: Findings, house: Inside, load: Load) -> None:
     await rate("getpid", getpids, 1, load.n_calls)
     await rate("tokens of a file of 200", tokens, 1, load.n_calls // 10)
     await rate("pred of a token, 1 program", preds, 1, load.n_preds)
-    await rate(f"pred of a token, {MANY} programs", preds, MANY, load.n_preds // 32)
+    for n in MANY:
+        await rate(f"pred of a token, {n} programs", preds, n, 2 * load.n_preds // n)
     await rate("generated tokens, 1 program", generates, 1, 8 * load.n_generated)
-    await rate(f"generated tokens, {MANY} programs", generates, MANY, load.n_generated)
+    for n in MANY:
+        await rate(f"generated tokens, {n} programs", generates, n, load.n_generated)
 
     async def spawn() -> None:
         await asyncio.gather(*(house.value(nothing) for _ in range(load.n_spawns)))
@@ -206,6 +221,19 @@ async def nothing() -> None:
 
 async def waits() -> None:
     await sdk.process.sleep(3600.0)
+
+
+async def naps(until: float) -> float:
+    """Seconds too late."""
+    await sdk.process.sleep(max(0.0, until - await sdk.process.now()))
+    return await sdk.process.now() - until
+
+
+async def hogs(at: float) -> None:
+    """Holds the kernel until it is stopped."""
+    await sdk.process.sleep(max(0.0, at - await sdk.process.now()))
+    while True:
+        pass
 
 
 async def getpids(n: int) -> None:

@@ -22,7 +22,7 @@ from rich.text import Text
 from sdk.client import Client
 
 PERIOD_S = 0.5
-N_LINES_ELSE = 7  # of a screen, beside the workers and the programs
+N_LINES_ELSE = 9  # of a screen, beside the workers and the programs
 QUIT = (b"q", b"Q")
 
 Sample = dict[str, Any]  # what `Client.top` returned

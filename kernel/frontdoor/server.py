@@ -69,7 +69,7 @@ class Server:
             timeout_graceful_shutdown=GRACE_S,
         )
         self.address = address  # as the banner shows it
-        self.port: int | None = sock.getsockname()[1] if sock.family != socket.AF_UNIX else None
+        self.port: int = sock.getsockname()[1] if sock.family != socket.AF_UNIX else 0
         self._uvicorn = _Uvicorn(config)
         self._task = asyncio.ensure_future(self._uvicorn.serve(sockets=[sock]))
 

@@ -11,7 +11,10 @@ async def main(task: int, n: int = 24) -> list:
     async with await kv.prompt(f"Task {task}: the quick brown fox") as base:
         branches = [await base.fork() for _ in range(3)]
         together = await asyncio.gather(
-            *(b.text(Sampling(temperature=0.7, seed=task + i), max_tokens=n, ignore_eos=True) for i, b in enumerate(branches))
+            *(
+                b.text(Sampling(temperature=0.7, seed=task + i), max_tokens=n, ignore_eos=True)
+                for i, b in enumerate(branches)
+            )
         )
         streamed = []
         async with await base.fork() as f:

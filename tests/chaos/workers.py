@@ -79,13 +79,21 @@ class Load:
             answer = await self.once(task)
             self.longest_s = max(self.longest_s, time.monotonic() - began)
             if answer != self.expected[task]:
-                self.wrong.append(answer if isinstance(answer, str) else f"task {task} differs: {differs(answer, self.expected[task])}")
+                self.wrong.append(
+                    answer
+                    if isinstance(answer, str)
+                    else f"task {task} differs: {differs(answer, self.expected[task])}"
+                )
             self.n_done += 1
             task = (task + 1) % N_TASKS
 
 
 def differs(got: Any, wanted: Any) -> str:
-    return next(f"{g!r:.120} instead of {w!r:.120}" for g, w in zip([*got[0], got[1]], [*wanted[0], wanted[1]], strict=True) if g != w)
+    return next(
+        f"{g!r:.120} instead of {w!r:.120}"
+        for g, w in zip([*got[0], got[1]], [*wanted[0], wanted[1]], strict=True)
+        if g != w
+    )
 
 
 def metric(kernel: Kernel, name: str) -> float:
@@ -132,7 +140,11 @@ async def run(n_kills: int, n_stops: int, n_drains: int, options: list[str], n_t
                     victim.kill()
                     await until(lambda i=i: metric(kernel, "workers_lost_total") >= i + 1, 10, "the loss to be noticed")
                     await until(lambda: metric(kernel, 'workers{state="ready"}') == 2, 60, "the worker to be back")
-                    print(f"\rkill {i + 1} of {n_kills}: {load.n_done} programs, {len(load.wrong)} wrong", end="", flush=True)
+                    print(
+                        f"\rkill {i + 1} of {n_kills}: {load.n_done} programs, {len(load.wrong)} wrong",
+                        end="",
+                        flush=True,
+                    )
                 lost = n_kills
                 noticed = []
                 for i in range(n_stops):
@@ -141,7 +153,9 @@ async def run(n_kills: int, n_stops: int, n_drains: int, options: list[str], n_t
                     victim.running.process.send_signal(signal.SIGSTOP)
                     stopped = time.monotonic()
                     lost += 1
-                    await until(lambda lost=lost: metric(kernel, "workers_lost_total") >= lost, 10, "a stop to be noticed")
+                    await until(
+                        lambda lost=lost: metric(kernel, "workers_lost_total") >= lost, 10, "a stop to be noticed"
+                    )
                     noticed.append(time.monotonic() - stopped)
                     n = load.n_done
                     await until(lambda n=n: load.n_done > n + N_CLIENTS, 60, "programs to go on")
@@ -159,11 +173,17 @@ async def run(n_kills: int, n_stops: int, n_drains: int, options: list[str], n_t
                     done = await asyncio.to_thread(kernel.lip, "worker", "attach", victim.address)
                     if done.returncode:
                         load.wrong.append(f"attach: {done.stderr.strip()}")
-                    print(f"\rdrain {i + 1} of {n_drains}: {load.n_done} programs, {len(load.wrong)} wrong", end="", flush=True)
+                    print(
+                        f"\rdrain {i + 1} of {n_drains}: {load.n_done} programs, {len(load.wrong)} wrong",
+                        end="",
+                        flush=True,
+                    )
                 load.stop = True
                 await asyncio.gather(*clients)
             seconds = time.monotonic() - began
-            figures = {n: metric(kernel, n) for n in ("recomputed_tokens_total", 'kv_pages_moved_total{how="migrated"}')}
+            figures = {
+                n: metric(kernel, n) for n in ("recomputed_tokens_total", 'kv_pages_moved_total{how="migrated"}')
+            }
             free = metric(kernel, "kv_cache_usage_perc")
         finally:
             status = kernel.end()

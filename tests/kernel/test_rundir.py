@@ -61,11 +61,11 @@ def test_workers_come_and_go():
     run = RunDirectory.create()
     run.attached("tcp://a:1")  # the kernel does not serve yet
     assert run.kept(Standing) is None
-    run.keep(Standing(None, ["tcp://a:1"]))
+    run.keep(Standing(0, ["tcp://a:1"]))
     run.attached("tcp://b:1")
     run.detached("tcp://a:1")
     run.detached("tcp://c:1")
-    assert run.kept(Standing) == Standing(None, ["tcp://b:1"])
+    assert run.kept(Standing) == Standing(0, ["tcp://b:1"])
     run.remove()
 
 

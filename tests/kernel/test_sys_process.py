@@ -7,7 +7,7 @@ import pytest
 import sdk
 from kernel.process import KILLED
 from sdk import Channel, kv, process
-from sdk.abi.errors import AccessDenied, QuotaExceeded
+from sdk.abi.errors import AccessDenied, QuotaExceeded, SyscallError
 from sdk.abi.values import Limits
 
 # --- priority -----------------------------------------------------------------------------------------------------
@@ -268,3 +268,17 @@ async def test_states(house):
     seen.append(p.state)
     await p.wait_exit()
     assert seen == ["running", "blocked", "ready"]
+
+
+async def test_a_limit_of_tokens_ends_a_generation_in_its_middle(house):
+    async def main():
+        await process.limits(tokens=20)
+        async with await kv.prompt("ten tokens") as f:
+            try:
+                await f.text(max_tokens=100, ignore_eos=True)
+            except SyscallError as e:
+                return [e.errno, len(await f.tokens())]
+
+    errno, n_tokens = await house.value(main)
+    assert errno == "EDQUOT"
+    assert 18 <= n_tokens <= 21, "what was computed is kept; a step in flight is seen one step late"
