@@ -73,6 +73,7 @@ class Kernel:
             kill=lambda pid, reason: self.kill(Pid(pid), reason),
             panic=self.panic,
             flush=self.ready.flush,
+            clock=self.clock,
         )
         self.mover = Mover(self.fleet)
         self.stopping = False

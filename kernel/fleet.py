@@ -58,6 +58,7 @@ from sdk.abi.errors import NoDevice, SyscallError
 
 log = logging.getLogger(__name__)
 
+TIMERS_PER_S = 1000  # a timer for a time between two of the loop's is early, and would be set again and again
 GOODBYE_MS = 500  # for the last message to a worker that is let go
 PROOF_TOKENS = 64  # a new worker computes so many, which also tells what a token costs
 
@@ -77,8 +78,9 @@ class Fleet:
         kill: Callable[[int, str], None],
         panic: Callable[[BaseException], None],
         flush: Callable[[], None],
+        clock: Callable[[], float],
     ) -> None:
-        """`flush`: hand out the answers that a batch has brought (`kernel/ready.py`)."""
+        """`clock`: the loop's, but exact. `flush`: hand out the answers that a batch has brought (`kernel/ready.py`)."""
         self.config = config
         self.fs = fs
         self.counters = counters
@@ -87,6 +89,7 @@ class Fleet:
         self.trace: Trace | None = None  # while somebody records
         self._order, self._holder, self._kill, self._panic, self._flush = order, holder, kill, panic, flush
         self._loop = asyncio.get_running_loop()
+        self._clock = clock
         self._name = config.kernel_name or f"kernel-{uuid.uuid4().hex[:12]}"
         self._attached: dict[str, Attached] = {}
         self._jobs: dict[Job, Attached | None] = {}  # None: no worker is there for it
@@ -128,7 +131,7 @@ class Fleet:
         return await self._attach(address, local)
 
     async def _attach(self, address: str, local: LocalWorker | None = None) -> Worker:
-        worker = self.workers.join(address, self._loop.time(), local.process.pid if local is not None else None)
+        worker = self.workers.join(address, self._clock(), local.process.pid if local is not None else None)
         link = self._transport.link(
             address,
             on_message=lambda message: self._message(attached, message),
@@ -155,7 +158,7 @@ class Fleet:
             if isinstance(e, TimeoutError):
                 raise AttachError(f"worker {address} does not send its tokenizer") from None
             raise
-        worker.heard = self._loop.time()
+        worker.heard = self._clock()
         self._equip(attached, welcome)
         self.workers.welcome(worker)
         if local is not None:
@@ -188,7 +191,7 @@ class Fleet:
     async def _prove(self, attached: Attached) -> None:
         """Have the worker compute: what serves is what was seen to compute. Raises AttachError."""
         worker = attached.worker
-        file = self.fs.create(None, owner="kernel", now=self._loop.time(), device=worker.name)
+        file = self.fs.create(None, owner="kernel", now=self._clock(), device=worker.name)
         try:
             room = self.fs.devices()[worker.name]
             for n_tokens in (1, min(PROOF_TOKENS, attached.batcher.max_tokens, room.n_free * room.page_size - 1)):
@@ -206,7 +209,7 @@ class Fleet:
             self._gone(attached, f"it did not compute its first tokens: {e}")
             raise AttachError(f"worker {worker.name} did not compute its first tokens: {e}") from None
         finally:
-            self.fs.close(file, self._loop.time())
+            self.fs.close(file, self._clock())
 
     async def _greet(self, link: Link) -> Welcome:
         try:
@@ -250,7 +253,7 @@ class Fleet:
         return [a for a in self._attached.values() if a.worker.state is not State.JOINING]
 
     def now(self) -> float:
-        return self._loop.time()
+        return self._clock()
 
     def attached(self, name: str) -> Attached:
         """Raises AttachError."""
@@ -278,9 +281,9 @@ class Fleet:
     async def _beat(self) -> None:
         config = self.config
         while True:
-            before = self._loop.time()
+            before = self._clock()
             await asyncio.sleep(config.heartbeat_s)
-            now = self._loop.time()
+            now = self._clock()
             if now - before > 2 * config.heartbeat_s:
                 self.workers.excuse(now)  # this process was held up, by a debugger perhaps: it did not listen either
             for attached in list(self._attached.values()):
@@ -336,7 +339,7 @@ class Fleet:
             return
         if self.trace is not None:
             self.trace.lost(worker.name, perf_counter())
-        now = self._loop.time()
+        now = self._clock()
         jobs = self._decide(attached, attached.batcher.evacuate, now)[0] or []
         self.fs.remove_device(worker.name, now=now)
         if not expected:
@@ -369,15 +372,15 @@ class Fleet:
         """Nobody waits for this job any more; one that is in flight ends with its batch."""
         attached = self._jobs.get(job)
         if attached is not None:
-            self._guarded(attached, attached.batcher.cancel, job, self._loop.time())
+            self._guarded(attached, attached.batcher.cancel, job, self._clock())
         elif job in self._orphans:
             job.cancelled = True
             self._forget(job)
-            self._orphans.drop(job, self._loop.time())
+            self._orphans.drop(job, self._clock())
 
     def _fail(self, orphan: Job, error: SyscallError) -> None:
         self._forget(orphan)
-        self._orphans.drop(orphan, self._loop.time())
+        self._orphans.drop(orphan, self._clock())
         orphan.fail(error)
 
     def _forget(self, job: Job) -> None:
@@ -393,12 +396,12 @@ class Fleet:
             name = self.workers.place({name: self._load(a) for name, a in self._attached.items() if a.ready})
             if name is None:
                 self._jobs[job] = None
-                self._orphans.add(job, self._loop.time() + self.config.no_worker_s)
+                self._orphans.add(job, self._clock() + self.config.no_worker_s)
                 return
             self.fs.place(job.claim or job.file, name)
             attached = self._attached[name]
         self._jobs[job] = attached
-        attached.batcher.submit(job, self._loop.time())
+        attached.batcher.submit(job, self._clock())
         self._pump_soon(attached)
 
     def hold(self, jobs: list[Job]) -> None:
@@ -431,7 +434,7 @@ class Fleet:
             attached.timer.cancel()
             attached.timer = None
         batcher, began = attached.batcher, perf_counter()
-        now = self._loop.time()
+        now = self._clock()
         while (batch := self._decide(attached, batcher.plan, now)[0]) is not None:
             attached.link.send(batch)
             if self.trace is not None:
@@ -440,12 +443,13 @@ class Fleet:
             self._kill(pid, reason)
         due = batcher.due(now)
         if now + CLOCK_S < due < math.inf:
+            due = math.ceil(due * TIMERS_PER_S) / TIMERS_PER_S
             attached.timer = self._loop.call_at(due, self._pump, attached)
         batcher.deliver()
         self._was_busy(attached, "plan", began)
 
     def _message(self, attached: Attached, message: FromWorker) -> None:
-        worker, now = attached.worker, self._loop.time()
+        worker, now = attached.worker, self._clock()
         if worker.state is State.LOST:
             return
         worker.heard = now

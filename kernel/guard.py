@@ -4,7 +4,8 @@ Programs run inside the kernel's event loop, so one that computes, sleeps or blo
 others. `kernel/stepper.py` notes when a step (one `send` or `throw` of a program's coroutine) begins and ends; a
 timer signal looks in at the moment when the budget of the running step is spent. The first time the process is
 ended, with a line that says where it was, and `Overrun` is raised in the program; if that does not end the step
-within `PATIENCE_S`, `kernel/storm.py` does.
+within `PATIENCE_S`, `kernel/storm.py` does. Many threads of one program, none of them over its budget, hold the kernel
+as well: together they have until the hard deadline before the loop must come round.
 
 What is never done: raising in a frame of the kernel's, or when one lies between the program and its step. Time that
 the kernel itself takes on a program's stack is not the program's. Before the hard deadline nothing is raised between
@@ -68,8 +69,8 @@ class Guard:
 
     __slots__ = (
         *("owner", "began", "asleep", "over"),
-        *("_callback", "_delay_s", "_hard_s", "_hook", "_loop", "_on_turn", "_schedstat", "_seen", "_since", "_soft_s"),
-        *("_still", "_suspect", "_turn_s", "_who"),
+        *("_callback", "_delay_s", "_hard_s", "_hook", "_loop", "_on_turn", "_pass_noted", "_pass_owner"),
+        *("_pass_since", "_schedstat", "_seen", "_since", "_soft_s", "_still", "_suspect", "_turn_s", "_who"),
     )
 
     def __init__(self) -> None:
@@ -98,6 +99,8 @@ class Guard:
         self._seen = self._since = self._suspect = 0.0
         self._still: tuple[FrameType | None, int, int] = (None, 0, 0)
         self._callback: FrameType | None = None
+        self._pass_owner: Owner | None = None
+        self._pass_since, self._pass_noted = 0.0, False
         loop.set_exception_handler(complain)
         signal.signal(signal.SIGALRM, self._look)
         self._again(REST_S)
@@ -146,9 +149,11 @@ class Guard:
         if self.began != self._seen:
             self._seen, self._since = self.began, self.began - delay_s
             self._on_turn()
+        self._note_pass(owner, now)
         if storm.is_debugged():
-            self._since = now
-        left_s = self._since + self._soft_s - DOUBT_S - now
+            self._since = self._pass_since = now
+        pass_left_s = self._pass_since + self._hard_s - now
+        left_s = min(self._since + self._soft_s - DOUBT_S - now, pass_left_s)
         if left_s > 0:
             self._still = (None, 0, 0)
             self._again(left_s)
@@ -159,14 +164,26 @@ class Guard:
             return
         place = first_outside(frame)
         if place is None or place.f_code not in STEPS:
-            self._since = now  # the kernel is at work for it
+            self._since = self._pass_since = now  # the kernel is at work for it
             self._again(self._soft_s)
             return
-        if self._suspect != self.began:
+        if self._suspect != self.began and pass_left_s > 0:
             self._suspect = self.began
             self._again(DOUBT_S)
             return
-        self._over(owner, frame, now - self._since)
+        self._over(owner, frame, now - (self._since if pass_left_s > 0 else self._pass_since))
+
+    def _note_pass(self, owner: Owner, now: float) -> None:
+        """Whose steps are all that one pass of the event loop has shown so far, and since when."""
+        if owner is not self._pass_owner:
+            self._pass_owner, self._pass_since = owner, now
+        if not self._pass_noted:
+            self._pass_noted = True
+            assert self._loop is not None
+            self._loop.call_soon(self._end_pass, context=Context())
+
+    def _end_pass(self) -> None:
+        self._pass_owner, self._pass_noted = None, False
 
     def _read_delay(self) -> float:
         """Seconds in which this thread was ready to run, and others ran. 0 where the system does not say."""
@@ -188,7 +205,6 @@ class Guard:
             return
         if bottom is not self._callback:
             self._callback, self._since = bottom, now
-            self._on_turn()
         left_s = self._since + self._soft_s / 2 - now
         if left_s > 0 and not owner.dying:
             self._again(left_s)

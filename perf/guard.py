@@ -25,7 +25,7 @@ GOOD = 50  # programs that behave
 SLEEP_S = 0.001
 ALONE_S = 2.0  # for the good ones without any others
 EVERY_S = 0.05  # a hostile program comes
-REST_S = 0.05  # for a good one, between two texts
+REST_S = 0.3  # for a good one, between two texts: about what a model would take for one
 STALL_MS_MAX = 25.0  # our promise for the 99th percentile
 STEPS = 100_000
 

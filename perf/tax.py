@@ -16,14 +16,14 @@ from perf.harness import Findings
 from perf.inside import Inside, inside
 from sdk import kv
 
-N_PAGES = 512
+N_PAGES = 1024
 PROMPT = 128
-BATCHES = (1, 8)
+BATCHES = (1, 8, 32)
 BARE, GENERATE, PRED = "bare engine", "generate", "pred loop"
 
 
 def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto") -> Findings:
-    n_tokens, rounds = (8, 1) if quick else (64, 7)
+    n_tokens, rounds = (8, 1) if quick else (64, 5)
     spent: dict[tuple[str, int], list[float]] = {}
 
     def prepare() -> Bare:

@@ -119,6 +119,20 @@ async def test_a_callback_of_the_event_loop(guarded, caplog):
     assert "Traceback" not in caplog.text
 
 
+async def test_many_threads_that_take_turns(guarded):
+    """None of them is over its budget, but nobody else gets a turn before the last one has had its own."""
+
+    async def crowd():
+        await asyncio.gather(*(part() for _ in range(500)))
+
+    async def part():
+        until = time.perf_counter() + SOFT_S / 3
+        while time.perf_counter() < until:
+            pass
+
+    await overran(guarded, crowd, "perf_counter() < until")
+
+
 async def test_cleaning_up(guarded):
     """Somebody else ends it, and it holds the kernel then."""
 
