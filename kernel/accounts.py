@@ -177,6 +177,11 @@ class Account:
     # --- limits ---
 
     @property
+    def is_limited(self) -> bool:
+        """Whether `afford` is worth asking, or there is a limit of pages."""
+        return bool(self.allowances) or self.limits.pages is not None
+
+    @property
     def n_left(self) -> int | None:
         """Tokens that it may still compute; None: as many as it likes."""
         return min((max(0, a.limit - a.used) for a in self.allowances), default=None)

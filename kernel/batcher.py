@@ -23,15 +23,14 @@ from gpuworker.wire import Batch, BatchDone, BatchFailed
 from kernel.costs import StepCosts
 from kernel.counters import Counters
 from kernel.flight import InFlight
-from kernel.jobs import Job, Sent, Step
+from kernel.jobs import Job, Sent
 from kernel.memory import Memory
 from kernel.pacing import Firing, Pace
+from kernel.rows import Rows
 from kernel.shares import Grants, Presence, allot
 from kvfs.fs import Kvfs
-from kvfs.inode import Residency
-from kvfs.lease import Lease
 from kvfs.moves import MoveKind
-from sdk.abi.errors import Busy, Errno, NoSpace, QuotaExceeded, SyscallError
+from sdk.abi.errors import Errno, SyscallError
 
 LOGITS_BYTES_MAX = 32 << 20  # raw logits of one batch
 RETRY_S = 0.01  # programs may close files at any time, and nobody says so
@@ -78,7 +77,7 @@ class Batcher:
         self._flight: deque[InFlight] = deque()
         self._cap_rows, self._cap_tokens = max_rows, max_tokens  # smaller after a refusal, until batches go well again
         self._retry_at = 0.0  # somebody waits for pages, and nothing is in flight that could bring some
-        self._rebuilding: list[Sent] = []  # rows without a job, in flight
+        self._rows = Rows(fs, memory)
         self._seq = 0
         self._n_jobs = 0
         self._n_failed = 0
@@ -221,7 +220,12 @@ class Batcher:
         for job, n_tokens in self._grants(now):
             if len(batch.rows) >= self._cap_rows or batch.n_tokens >= self._cap_tokens:
                 break
-            sent = self._row(job, min(n_tokens, self._cap_tokens - batch.n_tokens), now)
+            try:
+                sent = self._rows.make(job, min(n_tokens, self._cap_tokens - batch.n_tokens))
+            except SyscallError as e:
+                if not job.sent:
+                    self._end(job, now, e)
+                continue
             if sent is None:
                 continue
             n_bytes = sum(ask.logits for ask in sent.step.asks) * self._row_bytes if sent.step is not None else 0
@@ -254,74 +258,6 @@ class Batcher:
         shared = [(job.account.tenant, job) for job in others]
         grants = allot(shared, n_absent, self.max_rows, self.max_tokens, self.costs)
         return [(job, self.max_tokens) for job in own] + grants
-
-    def _row(self, job: Job, n_tokens: int, now: float) -> Sent | None:
-        """The job's row in the next batch; None when it cannot have one now, or has failed."""
-        if job.preempted or self.memory.tight:
-            if not self.memory.admits(job, min(n_tokens, job.n_wanted)):
-                return None
-        elif not job.sent and job.n_wanted > 1 and not self.memory.fits(job):
-            return None
-        if job.account is not None and job.account.allowances:
-            try:
-                job.account.afford(min(n_tokens, job.n_wanted))
-            except QuotaExceeded as e:
-                if not job.sent:
-                    self._end(job, now, e)
-                return None
-        step = job.next_step(n_tokens)
-        try:
-            sent = Sent(job, step, self._lease(job, step))
-            job.sent.append(sent)
-            return sent
-        except NoSpace as e:
-            job.retract(step)
-            self.memory.wants_room(job, len(step.tokens), str(e))
-        except Busy:
-            job.retract(step)
-            return self._bring_back(job, n_tokens)
-        except SyscallError as e:  # somebody else cut the file that it only looks at
-            job.retract(step)
-            self._end(job, now, e)
-        return None
-
-    def _lease(self, job: Job, step: Step) -> Lease:
-        if job.claim is None or not step.tokens:
-            return self.fs.lease_tail(job.claim or job.file)
-        if step.n_again or step.chained or step.positions is not None:
-            return self.fs.lease(job.claim, step.tokens, step.positions, n_again=step.n_again, chained=step.chained)
-        return self.fs.lease(job.claim, step.tokens)
-
-    def _bring_back(self, job: Job, n_tokens: int) -> Sent | None:
-        """A row that computes again what the job's file has lost; None while it is on its way, or has to wait."""
-        file = job.claim or job.file
-        where = self.fs.residency(file)
-        if where is Residency.SWAPPED:
-            self.memory.wants_in(job)
-        if where is not Residency.PARTIAL:
-            return None
-        if self._rebuilds(job.file.inode.family):
-            return None  # it will be there to be shared
-        if self.fs.device_of(file) is None:
-            self.fs.place(file, self.memory.device)  # it was dropped
-        try:
-            self.fs.adopt(file)
-            if self.fs.residency(file) is not Residency.PARTIAL:
-                return None  # a sibling had it all: the next batch will find it there
-            lease = self.fs.lease_rebuild(file, n_tokens)
-        except NoSpace as e:
-            self.memory.wants_room(job, min(n_tokens, self.fs.length(file)), str(e))
-            return None
-        except Busy:
-            return None  # another job's row does it
-        sent = Sent(None, None, lease)
-        sent.account = job.account
-        self._rebuilding.append(sent)
-        return sent
-
-    def _rebuilds(self, family: int) -> bool:
-        """Whether a row in flight, or in the batch that is being planned, computes again a file of this family."""
-        return any(sent.lease.inode.family == family for sent in self._rebuilding)
 
     # --- what became of it ---
 
@@ -390,7 +326,7 @@ class Batcher:
         self.fs.commit(s.lease, now)
         job, step, counters = s.job, s.step, self._counters
         if job is None or step is None:
-            self._rebuilding.remove(s)
+            self._rows.rebuilt(s)
             counters.n_recomputed_tokens += s.lease.n_new
             if s.account is not None:
                 s.account.n_recomputed_tokens += s.lease.n_new
@@ -465,7 +401,7 @@ class Batcher:
                 self._take_back(s.job)
             else:
                 s.settled = True
-                self._rebuilding.remove(s)
+                self._rows.rebuilt(s)
                 self.fs.abandon(s.lease)
         for move in batch.moves:
             self.fs.abandon_move(move)

@@ -91,6 +91,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     worker_silence_s: Seconds = 10.0  # and for that long in any case
     batch_deadline_s: Seconds = 5.0  # for a batch whose time is known, or ten times that time: longer is stuck
     first_batch_deadline_s: Seconds = 120.0  # for a batch of which nothing is known
+    rebalance_s: Seconds = 1.0  # how often a look is taken whether one worker has far more to do than another
     no_worker_s: Seconds = 30.0  # calls wait so long for a worker to come, when the last one is gone
 
     # the supervisor

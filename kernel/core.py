@@ -26,7 +26,7 @@ from kernel.jobs import Job
 from kernel.language import Language
 from kernel.link import Transport
 from kernel.loader import LoadError, Program, load_installed
-from kernel.mover import Mover
+from kernel.mover import Mover, rebalance_forever
 from kernel.process import KILLED, Process
 from kernel.ready import Ready
 from kernel.scheduler import Scheduler
@@ -76,6 +76,7 @@ class Kernel:
             clock=self.clock,
         )
         self.mover = Mover(self.fleet)
+        self.fleet.spawn(rebalance_forever(self.mover, config.rebalance_s))
         self.stopping = False
         self._make_door = make_door
         self._dice = random.Random(config.seed)

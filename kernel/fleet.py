@@ -21,7 +21,6 @@ from time import perf_counter
 from typing import Any
 
 from gpuworker.wire import (
-    WIRE_HASH,
     Assets,
     BatchDone,
     BatchFailed,
@@ -30,26 +29,24 @@ from gpuworker.wire import (
     Fetched,
     FromWorker,
     GetAssets,
-    Hello,
     PagesFailed,
     Ping,
     Pong,
     Stored,
-    Welcome,
 )
 from kernel import watch
 from kernel.attachment import Attached, AttachError
-from kernel.batcher import CLOCK_S, Batcher, Order, WorkerFault
+from kernel.batcher import CLOCK_S, Order, WorkerFault
 from kernel.config import Config
-from kernel.costs import StepCosts
 from kernel.counters import Counters
 from kernel.jobs import Job, PredJob
-from kernel.language import Language, load_tokenizer
-from kernel.link import Link, Transport
+from kernel.joining import equip, greet, speak
+from kernel.language import Language
+from kernel.link import Transport
 from kernel.local import LocalWorker
-from kernel.memory import Holder, Memory
+from kernel.memory import Holder
 from kernel.orphans import Orphans
-from kernel.pacing import firing
+from kernel.pulse import sick
 from kernel.recovery import Recovery
 from kernel.tracing import Trace
 from kernel.workers import State, Worker, Workers
@@ -80,7 +77,7 @@ class Fleet:
         flush: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
-        """`clock`: the loop's, but exact. `flush`: hand out the answers that a batch has brought (`kernel/ready.py`)."""
+        """`clock`: the loop's, but exact. `flush`: hand out the answers that a batch brought (`kernel/ready.py`)."""
         self.config = config
         self.fs = fs
         self.counters = counters
@@ -100,11 +97,11 @@ class Fleet:
         self._transport = transport
         self._idlers: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.recovery = Recovery(self._spawn, self._attach, self.start_local)
+        self.recovery = Recovery(self.spawn, self._attach, self.start_local)
         self._stopping = False
-        self._spawn(self._beat())
+        self.spawn(self._beat())
 
-    def _spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
+    def spawn(self, coroutine: Any) -> "asyncio.Task[Any]":
         task: asyncio.Task[Any] = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -140,14 +137,14 @@ class Fleet:
         attached = Attached(worker, link, local)
         self._attached[address] = attached
         try:
-            welcome = worker.welcome = await self._greet(link)
+            welcome = worker.welcome = await greet(link, self._name, self.workers, self.config.attach_timeout_s)
             link.start()
             if self.language is None:
                 link.send(GetAssets())
                 async with asyncio.timeout(self.config.attach_timeout_s):
                     assets = await attached.assets
                 if self.language is None:
-                    self.language = self._speak(assets)
+                    self.language = speak(assets, self.config.tokenizer)
             if self._attached.get(address) is not attached:
                 raise AttachError(f"worker {address} was lost while it was being attached")
         except BaseException as e:
@@ -159,34 +156,17 @@ class Fleet:
                 raise AttachError(f"worker {address} does not send its tokenizer") from None
             raise
         worker.heard = self._clock()
-        self._equip(attached, welcome)
+        attached.batcher = equip(
+            self.config, self.fs, self.counters, address, welcome, order=self._order, holder=self._holder
+        )
         self.workers.welcome(worker)
         if local is not None:
-            self._spawn(self._watch(attached, local))
+            self.spawn(self._watch(attached, local))
         await self._prove(attached)
         for job in self._orphans.waiting():
             self._orphans.take(job)
             self._assign(job)
         return worker
-
-    def _equip(self, attached: Attached, welcome: Welcome) -> None:
-        """Give an attachment its pages and its batcher."""
-        name, config = attached.worker.name, self.config
-        self.fs.add_device(
-            name, n_pages=welcome.n_pages, page_size=welcome.model.page_size, n_host_pages=welcome.n_host_pages
-        )
-        costs = StepCosts()
-        attached.batcher = Batcher(
-            self.fs,
-            max_rows=min(config.max_num_seqs, welcome.max_rows),
-            max_tokens=min(config.max_num_batched_tokens, welcome.max_batch_tokens),
-            vocab_size=welcome.model.vocab_size,
-            memory=Memory(self.fs, name, costs, self.counters, self._holder, mode=config.preemption_mode),
-            costs=costs,
-            firing=firing(config.batch_policy, config.batch_k, config.batch_t_ms / 1000),
-            order=self._order,
-            counters=self.counters,
-        )
 
     async def _prove(self, attached: Attached) -> None:
         """Have the worker compute: what serves is what was seen to compute. Raises AttachError."""
@@ -210,27 +190,6 @@ class Fleet:
             raise AttachError(f"worker {worker.name} did not compute its first tokens: {e}") from None
         finally:
             self.fs.close(file, self._clock())
-
-    async def _greet(self, link: Link) -> Welcome:
-        try:
-            greeting = await link.greet(Hello(WIRE_HASH, self._name), self.config.attach_timeout_s)
-        except ConnectionError as e:
-            raise AttachError(str(e)) from None
-        refusal = self.workers.refusal(greeting)
-        if refusal is not None:
-            raise AttachError(f"worker {link.address} is refused: {refusal}")
-        assert isinstance(greeting, Welcome)
-        return greeting
-
-    def _speak(self, assets: Assets) -> Language:
-        if self.config.tokenizer is not None and Path(self.config.tokenizer).exists():
-            assets = Assets(
-                load_tokenizer(Path(self.config.tokenizer)),
-                assets.chat_template,
-                assets.special_tokens,
-                assets.add_bos,
-            )
-        return Language(assets)
 
     # --- letting go ---
 
@@ -287,7 +246,7 @@ class Fleet:
             if now - before > 2 * config.heartbeat_s:
                 self.workers.excuse(now)  # this process was held up, by a debugger perhaps: it did not listen either
             for attached in list(self._attached.values()):
-                reason = self._sick(attached, now)
+                reason = sick(attached, self.workers, config, now)
                 if reason is not None:
                     self._gone(attached, reason)
             for job in self._orphans.late(now):
@@ -296,24 +255,6 @@ class Fleet:
             for attached in self._attached.values():
                 if attached.worker.state is not State.JOINING:
                     attached.link.send(Ping(self._nonce))
-
-    def _sick(self, attached: Attached, now: float) -> str | None:
-        """Why a worker is to be given up. One that is silent for a moment is, when another can go on with its work."""
-        worker, config = attached.worker, self.config
-        if worker.state is State.JOINING:
-            return None
-        silent_s = now - worker.heard
-        others = [w for w in self.workers if w is not worker and w.state is State.READY]
-        elsewhere = any(now - w.heard < config.worker_suspect_s for w in others)
-        if silent_s > config.worker_silence_s or (silent_s > config.worker_suspect_s and elsewhere):
-            return f"it was silent for {silent_s:.1f} s"
-        since = attached.batcher.running_since
-        if since is not None:
-            expected_s = attached.batcher.expected_s
-            limit_s = max(config.batch_deadline_s, 10 * expected_s) if expected_s else config.first_batch_deadline_s
-            if now - since > limit_s:
-                return f"it answers pings, and a batch not for {now - since:.1f} s"
-        return None
 
     async def _watch(self, attached: Attached, local: LocalWorker) -> None:
         status = await local.process.wait()

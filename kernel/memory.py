@@ -28,7 +28,7 @@ from kernel.jobs import Job
 from kvfs.fs import Kvfs
 from kvfs.moves import Move, MoveKind
 from kvfs.tiers import FileFacts
-from sdk.abi.errors import Busy, NoSpace, SyscallError
+from sdk.abi.errors import Busy, NoSpace, QuotaExceeded, SyscallError
 
 MODES = ("auto", "swap", "recompute")
 LEAD_S = 0.05  # how long before its program returns a file begins to come back, beside the time of the move
@@ -45,8 +45,16 @@ class Holder(Protocol):
         """Priority class, then when its program began."""
 
     @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+
+    @property
     def account(self) -> Any:
         """Where its use of memory is booked."""
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that its open files have."""
 
     def returns_at(self, now: float) -> float | None:
         """When it is expected back from what it waits for outside of the model; None when it is not away."""
@@ -95,6 +103,7 @@ class Memory:
         self._wants: list[Want] = []
         self._open: list[Want] = []  # of the last plan, not satisfied; oldest first
         self._reserved = 0  # pages that those are waiting for
+        self._declared: dict[Any, Holder] = {}  # accounts with a limit of pages, that have computed here
         self.due = math.inf  # when a file should come back in although nobody asks
 
     # --- asked while a batch is planned ---
@@ -118,11 +127,37 @@ class Memory:
         return True
 
     def fits(self, job: Job) -> bool:
-        """Whether all that a job wants to compute next would find pages, so that it does not begin in vain."""
-        if self._pool.n_free >= self._need(job, job.n_wanted):
+        """Whether all that a job wants to compute next would find pages, so that it does not begin in vain, beside
+        what others that have said how many they need at most (`limits`) are still to get."""
+        if self._pool.n_free - self._promised(job) >= self._need(job, job.n_wanted):
             return True
         self.wants_room(job, job.n_wanted, "")
         return False
+
+    def afford(self, job: Job, n_tokens: int) -> None:
+        """Raises QuotaExceeded when a job's process would hold more pages than its limit."""
+        limit = job.account.limits.pages
+        holder = self._owner(job)
+        if limit is None or holder is None:
+            return
+        self._declared[job.account] = holder
+        n_pages = holder.n_pages + self._need(job, n_tokens)
+        if n_pages > limit:
+            raise QuotaExceeded(f"the limit is {limit} pages, and {n_pages} are needed: close or truncate files")
+
+    def _owner(self, job: Job) -> Holder | None:
+        """The process that a job is for, among those that have its file open."""
+        found = (self._holder(pid) for pid in job.file.inode.pids)
+        return next((h for h in found if h is not None and h.account is job.account), None)
+
+    def _promised(self, job: Job) -> int:
+        """Pages that other processes with a limit may still come to hold."""
+        if not self._declared:
+            return 0
+        at_work = {account: h for account, h in self._declared.items() if h.is_running}
+        self._declared = at_work
+        held = {account: h.n_pages for account, h in at_work.items() if account is not job.account}
+        return sum(max(0, account.limits.pages - n) for account, n in held.items())
 
     def wants_room(self, job: Job, n_tokens: int, why: str) -> None:
         """Pages for so many tokens more are not there; `why`, where a lease was tried."""

@@ -404,11 +404,20 @@ class Process:
             a.n_generated_tokens,
             device_s=a.device_s,
             service=a.service,
-            n_pages=len({page for handle in self._handles.values() for page in handle.pages()}),
+            n_pages=self.n_pages,
             n_swapped_tokens=a.n_swapped_tokens,
             n_recomputed_tokens=a.n_recomputed_tokens,
             wait_s=dict(self.wait_s),
         )
+
+    @property
+    def is_running(self) -> bool:
+        return self.status is None
+
+    @property
+    def n_pages(self) -> int:
+        """KV pages that its open files have."""
+        return len({page for handle in self._handles.values() for page in handle.pages()})
 
     def info(self, now: float) -> ProcessInfo:
         state = self.state

@@ -35,7 +35,7 @@ class Account:
 
     def __init__(self, number, tenant="t"):
         self.tenant, self.age = tenant, (0, number)
-        self.allowances = ()
+        self.is_limited, self.is_running = False, True
         self.n_tokens = self.n_swapped_tokens = self.n_recomputed_tokens = 0
         self.account = self
 

@@ -282,3 +282,27 @@ async def test_a_limit_of_tokens_ends_a_generation_in_its_middle(house):
     errno, n_tokens = await house.value(main)
     assert errno == "EDQUOT"
     assert 18 <= n_tokens <= 21, "what was computed is kept; a step in flight is seen one step late"
+
+
+async def test_a_limit_of_pages_is_held_and_kept_free(make_house):
+    async def modest():
+        await process.limits(pages=6)
+        files = [await kv.create() for _ in range(2)]
+        await files[0].append([1] * 40)
+        await process.sleep(1.0)
+        await files[0].append([1] * 40)
+        try:
+            await files[1].append([1] * 40)
+        except SyscallError as e:
+            return [e.errno, len(await files[1].tokens())]
+
+    async def greedy():
+        await process.sleep(0.5)
+        async with await kv.create() as f:
+            await f.append([1] * 64)
+            return True
+
+    async with make_house(n_pages=8) as house:
+        first, second = house.start(modest), house.start(greedy)
+        assert (await first.wait_exit()).result == b'["EDQUOT",0]'
+        assert (await second.wait_exit()).code == 0

@@ -1,0 +1,71 @@
+"""What it takes to make a worker one of ours: the greeting, the tokenizer it brings, its pages and its batcher.
+
+The steps of `kernel/fleet.py`'s `attach`, each by itself. Never add here what is done with a worker that serves.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gpuworker.wire import WIRE_HASH, Assets, Hello, Welcome
+from kernel.attachment import AttachError
+from kernel.batcher import Batcher, Order
+from kernel.config import Config
+from kernel.costs import StepCosts
+from kernel.counters import Counters
+from kernel.language import Language, load_tokenizer
+from kernel.link import Link
+from kernel.memory import Holder, Memory
+from kernel.pacing import firing
+from kernel.workers import Workers
+from kvfs.fs import Kvfs
+
+
+async def greet(link: Link, name: str, workers: Workers, timeout_s: float) -> Welcome:
+    """Exchange greetings as the kernel of that name. Raises AttachError."""
+    try:
+        greeting = await link.greet(Hello(WIRE_HASH, name), timeout_s)
+    except ConnectionError as e:
+        raise AttachError(str(e)) from None
+    refusal = workers.refusal(greeting)
+    if refusal is not None:
+        raise AttachError(f"worker {link.address} is refused: {refusal}")
+    assert isinstance(greeting, Welcome)
+    return greeting
+
+
+def speak(assets: Assets, tokenizer: str | None) -> Language:
+    """The model's language; with another tokenizer, if one is given that is a file here."""
+    if tokenizer is not None and Path(tokenizer).exists():
+        assets = Assets(
+            load_tokenizer(Path(tokenizer)),
+            assets.chat_template,
+            assets.special_tokens,
+            assets.add_bos,
+        )
+    return Language(assets)
+
+
+def equip(
+    config: Config,
+    fs: Kvfs,
+    counters: Counters,
+    name: str,
+    welcome: Welcome,
+    *,
+    order: Order,
+    holder: Callable[[int], Holder | None],
+) -> Batcher:
+    """Give a worker's pages to kvfs, and make its batcher."""
+    fs.add_device(name, n_pages=welcome.n_pages, page_size=welcome.model.page_size, n_host_pages=welcome.n_host_pages)
+    costs = StepCosts()
+    return Batcher(
+        fs,
+        max_rows=min(config.max_num_seqs, welcome.max_rows),
+        max_tokens=min(config.max_num_batched_tokens, welcome.max_batch_tokens),
+        vocab_size=welcome.model.vocab_size,
+        memory=Memory(fs, name, costs, counters, holder, mode=config.preemption_mode),
+        costs=costs,
+        firing=firing(config.batch_policy, config.batch_k, config.batch_t_ms / 1000),
+        order=order,
+        counters=counters,
+    )
