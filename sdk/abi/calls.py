@@ -54,12 +54,12 @@ class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
     any non-decreasing positions below the model's length. With no tokens nothing is computed and the
     distribution after the file's present end is answered (offset -1), at the price of a look-up.
     One `Distribution` is returned per asked offset, in the order asked. All or nothing: on an error the file is
-    as it was, except that EIO leaves a file lost when its worker is gone.
+    as it was. A worker that is lost costs time and is no error: another one goes on.
 
     EBUSY: another call is appending to this file. E2BIG: the file or a position would exceed the model's context.
     EINVAL: a token that the model does not have, positions that decrease, an offset asked twice or of no token.
     EDQUOT: the limit of tokens is reached. ENOSPC: no free pages.
-    ENODEV: no worker. EIO: the worker was lost or failed under this call.
+    ENODEV: no worker came in time. EIO: the worker failed at this call.
     """
 
     fd: Fd
@@ -73,7 +73,7 @@ class Generate(Syscall[Generation], frozen=True, kw_only=True):
     """Append `prompt`, then sample and append tokens as `decoding` says, without waking the caller in between.
 
     The file ends up holding the prompt and exactly the returned tokens, each computed once. EDQUOT, ENOSPC and EIO
-    in the middle leave the tokens so far in the file (unless the file is lost with its worker).
+    in the middle leave the tokens so far in the file.
     """
 
     fd: Fd

@@ -23,6 +23,7 @@ def test_the_command_line_counts_most_then_environment_then_file(tmp_path):
         ("- a", "mapping"),
         ("port: [", "cannot read"),
         ("max_num_seqs: 0", "max_num_seqs"),
+        ("step_hard_ms: 5", "step_hard_ms"),
         ("scheduling_policy: lottery", "scheduling_policy"),
     ],
 )
