@@ -215,9 +215,17 @@ class Batcher:
         return batch.encode(self._n_failed)
 
     def _fill(self, batch: InFlight, now: float) -> None:
-        """Give a batch its rows."""
+        """Give a batch its rows. If none of those whose turn it is can have one, anybody else may."""
+        ready = [job for job in self.jobs() if job.ready and not job.paused]
+        grants = self._grants(ready, now)
+        self._add(batch, grants, now)
+        if not batch.rows and len(grants) < len(ready):
+            asked = {job for job, _ in grants}
+            self._add(batch, [(job, self.max_tokens) for job in ready if job not in asked], now)
+
+    def _add(self, batch: InFlight, grants: Grants, now: float) -> None:
         logits_bytes = 0
-        for job, n_tokens in self._grants(now):
+        for job, n_tokens in grants:
             if len(batch.rows) >= self._cap_rows or batch.n_tokens >= self._cap_tokens:
                 break
             try:
@@ -243,9 +251,8 @@ class Batcher:
     def _capped(self) -> bool:
         return self._cap_rows < self.max_rows or self._cap_tokens < self.max_tokens
 
-    def _grants(self, now: float) -> Grants:
+    def _grants(self, ready: list[Job], now: float) -> Grants:
         """Whom to ask for a step, best first, with the tokens each may have."""
-        ready = [job for job in self.jobs() if job.ready and not job.paused]
         tenants = {job.account.tenant for job in ready if job.account is not None}
         n_absent = self._presence.n_absent(tenants, now)
         if not tenants or len(tenants) + n_absent < 2:

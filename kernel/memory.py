@@ -270,10 +270,12 @@ class Memory:
                 if move is not None:
                     relief.moves.append(move)
             except NoSpace as e:
-                if self._mode == "swap":
-                    self._kill(moved, by_ino, str(e), relief)
-                else:
+                if self._mode != "swap":
                     dropped += moved
+                elif not (unheld := [ino for ino in moved if not any(map(self._holder, by_ino[ino].pids))]):
+                    self._kill(moved, by_ino, str(e), relief)
+                else:  # names that nobody has open: whoever opens one next can wait
+                    dropped += unheld
         if dropped:
             n_pages = self._fs.drop(dropped, now)
             self._counters.n_pages_dropped += n_pages

@@ -30,7 +30,7 @@ class Rows:
         elif not job.sent and job.n_wanted > 1 and not self.memory.fits(job):
             return None
         if job.account is not None and job.account.is_limited:
-            job.account.afford(min(n_tokens, job.n_wanted))
+            job.account.afford(min(n_tokens, job.n_wanted) + sum(s.lease.n_new for s in job.sent))
             self.memory.afford(job, min(n_tokens, job.n_wanted))
         step = job.next_step(n_tokens)
         try:
