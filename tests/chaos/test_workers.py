@@ -1,4 +1,4 @@
-"""A few of what `make chaos` does by the hundred: workers are killed, stopped and drained while programs run on them."""
+"""A few of what `make chaos` does by the hundred: workers are killed, stopped and drained under programs."""
 
 import asyncio
 
