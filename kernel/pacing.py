@@ -15,8 +15,8 @@ a step; the cheaper loss is taken.
 import math
 from typing import Protocol
 
-AHEAD_S = 0.002  # how long before its end the batch after the running one should be there, at least
-AHEAD_SHARE = 0.15  # of the step's time, where that is longer
+AHEAD_S = 0.004  # how long before its end the batch after the running one should be there, at least
+AHEAD_SHARE = 0.2  # of the step's time, where that is longer
 PATIENCE_S = 1.0  # no policy keeps anybody waiting for longer
 FADE = 0.1
 

@@ -44,8 +44,8 @@ def test_unknown_policies_are_refused():
 
 def test_the_next_batch_leaves_shortly_before_the_running_one_ends():
     pace = Pace()
-    assert pace.ahead_at(1.0, 0.1) == pytest.approx(1.085)
-    assert pace.ahead_at(1.0, 0.004) == pytest.approx(1.004 - AHEAD_S)
+    assert pace.ahead_at(1.0, 0.1) == pytest.approx(1.08)
+    assert pace.ahead_at(1.0, 0.01) == pytest.approx(1.01 - AHEAD_S)
 
 
 def test_ahead_pays_unless_many_rows_wait_for_their_programs():
