@@ -162,7 +162,11 @@ class Fleet:
         self.workers.welcome(worker)
         if local is not None:
             self.spawn(self._watch(attached, local))
-        await self._prove(attached)
+        try:
+            await self._prove(attached)
+        except BaseException:  # nobody wants it any more, if it has not failed
+            self._gone(attached, "it was let go before it had computed", expected=True)
+            raise
         for job in self._orphans.waiting():
             self._orphans.take(job)
             self._assign(job)
