@@ -46,7 +46,9 @@ def main(
     kv_cache_memory: Annotated[float | None, typer.Option(help="GiB for KV pages")] = None,
     num_pages: Annotated[int | None, typer.Option(help="KV pages, instead of --kv-cache-memory")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the local worker")] = None,
-    swap_space: Annotated[float | None, typer.Option(help="GiB of main memory that KV pages may move to; 0: none")] = None,
+    swap_space: Annotated[
+        float | None, typer.Option(help="GiB of main memory that KV pages may move to; 0: none")
+    ] = None,
     preemption_mode: Annotated[
         str | None, typer.Option(help="auto, swap or recompute: what becomes of pages that make room")
     ] = None,
