@@ -96,7 +96,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     # the supervisor
     supervisor: bool = True  # restart a kernel that hangs or dies; off for debuggers
-    supervisor_timeout_s: Seconds = 1.0  # a kernel whose programs get no turn for that long hangs
+    supervisor_timeout_s: Seconds = 0.8  # a kernel whose programs get no turn for that long hangs
     run_directory: Path | None = None  # this and the next two: given by the supervisor to its kernel
     beat_fd: int | None = None  # of a pipe; see kernel/heart.py
     stack_fd: int | None = None  # where the kernel's stack is printed; see kernel/child.py

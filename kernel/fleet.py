@@ -39,6 +39,7 @@ from kernel.attachment import Attached, AttachError
 from kernel.batcher import CLOCK_S, Order, WorkerFault
 from kernel.config import Config
 from kernel.counters import Counters
+from kernel.heart import heart
 from kernel.jobs import Job, PredJob
 from kernel.joining import equip, greet, speak
 from kernel.language import Language
@@ -144,7 +145,8 @@ class Fleet:
                 async with asyncio.timeout(self.config.attach_timeout_s):
                     assets = await attached.assets
                 if self.language is None:
-                    self.language = speak(assets, self.config.tokenizer)
+                    with heart.loading():
+                        self.language = speak(assets, self.config.tokenizer)
             if self._attached.get(address) is not attached:
                 raise AttachError(f"worker {address} was lost while it was being attached")
         except BaseException as e:
