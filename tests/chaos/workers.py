@@ -112,14 +112,6 @@ async def until(what: Any, timeout_s: float, why: str) -> None:
         await asyncio.sleep(0.01)
 
 
-def names(kernel: Kernel) -> set[str]:
-    """Workers that serve."""
-    import json
-
-    found = json.loads(kernel.lip("worker", "list", "--json").stdout)
-    return {w["name"] for w in found if w["state"] == "ready"}
-
-
 async def run(n_kills: int, n_stops: int, n_drains: int, options: list[str], n_tokens: int, seed: int) -> int:
     dice = random.Random(seed)
     workers = [Worker(options), Worker(options)]
