@@ -464,11 +464,6 @@ class Batcher:
 
     # --- ends ---
 
-    def fail_all(self, error: SyscallError, now: float) -> None:
-        """Every job fails; none is in flight."""
-        for job in list(self.jobs()):
-            self._end(job, now, error)
-
     def _end(self, job: Job, now: float, error: SyscallError | None) -> None:
         """Finish or fail a job that is not in flight, its file given back first."""
         self._forget(job, now, keep=error is None or job.keeps_partial)

@@ -158,7 +158,8 @@ class Mover:
         except SyscallError as e:
             fs.abandon_migration(migration)
             log.warning("a worker refused to move pages: %s", e)
-            fleet.counters.n_pages_dropped += fs.drop(inos, fleet.now())
+            there = [ino for ino in inos if ino in fs.files]  # some may have been closed meanwhile
+            fleet.counters.n_pages_dropped += fs.drop(there, fleet.now())
         except BaseException:
             fs.abandon_migration(migration)
             raise
