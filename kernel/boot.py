@@ -21,7 +21,7 @@ from kernel.foreground import check_program, run_foreground
 from kernel.frontdoor.server import FrontDoorError, check_socket, serve_http, serve_socket
 from kernel.guard import guard
 from kernel.heart import heart
-from kernel.link import ZmqTransport
+from kernel.link import StreamTransport
 from kernel.loader import LoadError
 from kernel.local import WorkerFailed
 from kernel.rundir import RunDirectory, Standing
@@ -73,7 +73,7 @@ async def running(config: Config) -> AsyncIterator[tuple[Kernel, RunDirectory]]:
     stepper.install(loop, config.max_threads)  # tasks of programs become their threads
     sys.setswitchinterval(SWITCH_S)
     calm_collector()
-    kernel = Kernel(config, dispatch.make_door, ZmqTransport())
+    kernel = Kernel(config, dispatch.make_door, StreamTransport())
     directory = RunDirectory(config.run_directory) if config.run_directory is not None else RunDirectory.create()
     if config.step_soft_ms:
         who = partial(stepper.current.get, None)

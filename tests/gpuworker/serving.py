@@ -7,15 +7,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from gpuworker import wire
 from gpuworker.backend import Backend, Facts
 from gpuworker.null import NullBackend
 from gpuworker.serve import Server
 from gpuworker.wire import Ask, Batch, BatchDone, BatchHead, Row
-
-PATIENCE_S = 20.0  # how long a test waits before it fails; nothing waits that long
+from tests.gpuworker.connection import PATIENCE_S, Connection
 
 
 class GatedDevice:
@@ -68,32 +65,15 @@ class Clock:
         return self.now
 
 
-class Kernel:
-    """The other end: a DEALER."""
+class Kernel(Connection):
+    """The other end, under a name."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", address: str, name: str = "k1") -> None:
+    def __init__(self, address: str, name: str = "k1") -> None:
+        super().__init__(address)
         self.name = name
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.RCVTIMEO, int(PATIENCE_S * 1000))
-        self.socket.connect(address)
 
-    def send(self, frames: Sequence[bytes | memoryview]) -> None:
-        self.socket.send_multipart(frames)
-
-    def tell(self, message: wire.FromKernel) -> None:
-        self.send(wire.encode(message))
-
-    def hear(self, kind: Any) -> Any:
-        message = wire.decode_to_kernel(self.socket.recv_multipart())
-        assert isinstance(message, kind), message
-        return message
-
-    def greet(self, kind: Any, schema: str = wire.WIRE_HASH) -> Any:
-        self.send(wire.encode_greeting(wire.Hello(schema, self.name)))
-        answer = wire.decode_greeting(self.socket.recv_multipart())
-        assert isinstance(answer, kind), answer
-        return answer
+    def greet(self, kind: Any, name: str | None = None, schema: str = wire.WIRE_HASH) -> Any:
+        return super().greet(kind, name or self.name, schema)
 
     def attach(self) -> "Kernel":
         self.greet(wire.Welcome)
@@ -111,7 +91,6 @@ class House:
     """A server in a thread, and its kernels."""
 
     def __init__(self, path: Path) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.address = f"ipc://{path}"
         self.clock = Clock()
         self.log: list[str] = []
@@ -128,7 +107,7 @@ class House:
             self.reason = self.server.run(backend)
 
     def kernel(self, name: str = "k1") -> Kernel:
-        self.kernels.append(Kernel(self.context, self.address, name))
+        self.kernels.append(Kernel(self.address, name))
         return self.kernels[-1]
 
     def ended(self) -> str | None:
@@ -140,8 +119,7 @@ class House:
         self.server.stop("the test is over")
         self.ended()
         for kernel in self.kernels:
-            kernel.socket.close()
-        self.context.term()
+            kernel.close()
 
 
 def batch(seq: int, n_new: int = 1, n_before: int = 0, n_failed: int = 0) -> Batch:

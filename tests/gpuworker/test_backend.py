@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpuworker.address import MAX_MESSAGE_BYTES
 from gpuworker.backend import (
     MAX_CONTENTS_BYTES,
     Facts,
@@ -19,6 +18,7 @@ from gpuworker.backend import (
     drawn_by,
     rows,
 )
+from gpuworker.serve import MAX_MESSAGE_BYTES
 from gpuworker.wire import Answer, Ask, Batch, BatchHead, Draw, Row, RowDone
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo, Sampling

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
 from gpuworker import wire
 from gpuworker.__main__ import load, long_lived, main
 from gpuworker.options import Options
+from tests.gpuworker.connection import Connection
 
 PATIENCE_S = 60
 
@@ -65,23 +65,13 @@ def worker(*args: str) -> Iterator[Process]:
 
 
 @contextmanager
-def attached(address: str) -> "Iterator[zmq.Socket[bytes]]":
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    kernel = context.socket(zmq.DEALER)
-    kernel.setsockopt(zmq.RCVTIMEO, PATIENCE_S * 1000)
-    kernel.connect(address)
+def attached(address: str) -> Iterator[Connection]:
+    kernel = Connection(address)
     try:
-        greet(kernel)
+        kernel.greet(wire.Welcome)
         yield kernel
     finally:
-        context.destroy(linger=0)
-
-
-def greet(kernel: "zmq.Socket[bytes]") -> wire.Welcome:
-    kernel.send_multipart(wire.encode_greeting(wire.Hello(wire.WIRE_HASH, "k1")))
-    welcome = wire.decode_greeting(kernel.recv_multipart())
-    assert isinstance(welcome, wire.Welcome)
-    return welcome
+        kernel.close()
 
 
 def run(*args: str) -> "subprocess.CompletedProcess[str]":
@@ -101,7 +91,7 @@ def test_signals_end_it_with_a_goodbye(tmp_path: Path, number: signal.Signals) -
         assert (facts["worker"], facts["os_pid"]) == ("w7", process.popen.pid)
         with attached(facts["address"]) as kernel:
             process.popen.send_signal(number)
-            assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Bye)
+            kernel.hear(wire.Bye)
         code, said = process.end()
         assert code == 0
         assert f"ready on ipc://{tmp_path}/w: null, none, 99 pages of 16 tokens, 99 in main memory\n" in said
@@ -113,11 +103,11 @@ def test_a_long_step_does_not_hold_it(tmp_path: Path) -> None:
     with worker(*null(tmp_path, "--step-time-us", str(3600 * 10**6))) as process:
         with attached(process.report()["address"]) as kernel:
             small = wire.Batch(wire.BatchHead(1, [], [wire.Row(1, 0, 0, 0)]), *(array("I") for _ in range(4)))
-            kernel.send_multipart(wire.encode(small))
-            kernel.send_multipart(wire.encode(wire.Ping(1)))
-            assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Pong)
+            kernel.tell(small)
+            kernel.tell(wire.Ping(1))
+            kernel.hear(wire.Pong)
             process.popen.terminate()
-            assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Bye)
+            kernel.hear(wire.Bye)
         assert process.end()[0] == 0
 
 
@@ -126,7 +116,7 @@ def test_it_ends_when_its_kernel_leaves(tmp_path: Path) -> None:
         worker(*null(tmp_path, "--parent", str(os.getpid()))) as process,
         attached(process.report()["address"]) as kernel,
     ):
-        kernel.send_multipart(wire.encode(wire.Detach("done")))
+        kernel.tell(wire.Detach("done"))
         assert process.end()[0] == 0
 
 
@@ -136,8 +126,8 @@ def test_a_kernel_that_was_killed_finds_its_worker_again(tmp_path: Path) -> None
         address = process.report()["address"]
         for _ in range(3):
             with attached(address) as kernel:
-                kernel.send_multipart(wire.encode(wire.Ping(1)))
-                assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Pong)
+                kernel.tell(wire.Ping(1))
+                kernel.hear(wire.Pong)
         assert process.popen.poll() is None
 
 
@@ -146,8 +136,8 @@ def test_without_a_parent_it_waits_for_the_next_kernel(tmp_path: Path) -> None:
         address = process.report()["address"]
         for _ in range(2):
             with attached(address) as kernel:
-                kernel.send_multipart(wire.encode(wire.Detach("done")))
-                assert isinstance(wire.decode_to_kernel(kernel.recv_multipart()), wire.Bye)
+                kernel.tell(wire.Detach("done"))
+                kernel.hear(wire.Bye)
         process.popen.terminate()
         assert process.end()[0] == 0
 
@@ -173,7 +163,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
-        (["--listen", "nonsense"], "'nonsense' is no address to listen on"),
+        (["--listen", "nonsense"], "'nonsense' is no address"),
         (["--listen", "ipc:///nowhere/w"], "the directory does not exist"),
         (["--backend", "torch", "--device", "tpu"], "use auto, cpu, cuda or cuda:N"),
         (["--backend", "torch", "--model", "/nowhere"], "/nowhere: no such file"),
@@ -243,7 +233,7 @@ def test_the_options_of_a_null_worker_reach_it(tmp_path: Path) -> None:
     args = ("--num-pages", "9", "--num-host-pages", "5", "--max-num-seqs", "3", "--step-time-us", "0.5")
     costs = ("--row-time-us", "1", "--token-time-us", "1", "--context-time-us", "0.1")
     with worker(*null(tmp_path, *args, *costs)) as process, attached(process.report()["address"]) as kernel:
-        welcome = greet(kernel)
+        welcome = kernel.greet(wire.Welcome)
         assert (welcome.n_pages, welcome.n_host_pages, welcome.max_rows) == (9, 5, 3)
 
 

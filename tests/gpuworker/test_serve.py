@@ -1,15 +1,16 @@
 """The door, over real sockets: what is answered when, and what no bytes can do."""
 
+import struct
 from array import array
 from collections.abc import Sequence
 
 import pytest
-import zmq
 
 from gpuworker import wire
 from gpuworker.backend import MAX_CONTENTS_BYTES, StepError
 from gpuworker.null import NullBackend
-from gpuworker.serve import MAX_FAULTS, MAX_QUEUED
+from gpuworker.serve import MAX_FAULTS, MAX_MESSAGE_BYTES, MAX_PEERS, MAX_QUEUED
+from gpuworker.stream import pieces
 from gpuworker.wire import Batch, BatchDone, BatchFailed, BatchHead, Row
 from sdk.abi.errors import Errno
 from tests.gpuworker.serving import PATIENCE_S, BrokenDevice, GatedDevice, House, batch
@@ -192,9 +193,9 @@ def test_a_peer_that_speaks_garbage_is_cut(house: House) -> None:
     stranger.greet(wire.Welcome)
     stranger.send(GARBAGE[-1])
     assert "did not decode" in stranger.hear(wire.Bye).reason
-    stranger.send(wire.encode_greeting(wire.Hello(wire.WIRE_HASH, "k9")))
+    with pytest.raises(EOFError):
+        stranger.receive()
     kernel.attach().ping()
-    assert stranger.socket.poll(0) == 0
     assert sum("dropped a message" in line for line in house.log) == MAX_FAULTS
 
 
@@ -208,12 +209,43 @@ def test_garbage_of_the_attached_kernel_is_dropped(house: House, frames: Sequenc
     kernel.hear(BatchDone)
 
 
-def test_a_frame_beyond_the_size_limit_ends_the_connection_only(house: House) -> None:
+def test_a_message_beyond_the_size_limit_ends_the_connection_only(house: House) -> None:
+    """As soon as its header says so, and before any of it is kept."""
     house.serve(GatedDevice())
     giant, kernel = house.kernel("k9"), house.kernel("k1")
-    with giant.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
-        giant.send([bytes((64 << 20) + 1)])
-        assert monitor.poll(int(PATIENCE_S * 1000))
-        giant.socket.disable_monitor()
+    giant.socket.sendall(struct.pack("<II", 1, MAX_MESSAGE_BYTES + 1))
+    with pytest.raises(EOFError):
+        giant.receive()
     kernel.attach().ping()
-    assert not any("dropped" in line for line in house.log)
+    assert any("at most" in line for line in house.log)
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", bytes(8), b"\xff" * 64], ids=["http", "zeros", "ones"])
+def test_another_protocol_ends_the_connection_only(house: House, said: bytes) -> None:
+    house.serve(GatedDevice())
+    stranger, kernel = house.kernel("k9"), house.kernel("k1").attach()
+    stranger.socket.sendall(said)
+    with pytest.raises(EOFError):
+        stranger.receive()
+    kernel.ping()
+
+
+def test_messages_in_pieces_and_in_one_piece(house: House) -> None:
+    house.serve(GatedDevice())
+    kernel = house.kernel().attach()
+    whole = b"".join(bytes(piece) for n in range(3) for piece in pieces(wire.encode(wire.Ping(n))))
+    for i in range(len(whole)):
+        kernel.socket.sendall(whole[i : i + 1])
+    assert [kernel.hear(wire.Pong).nonce for _ in range(3)] == [0, 1, 2]
+    kernel.socket.sendall(whole)
+    assert [kernel.hear(wire.Pong).nonce for _ in range(3)] == [0, 1, 2]
+
+
+def test_those_who_only_connect_make_room_for_others(house: House) -> None:
+    house.serve(GatedDevice())
+    kernel = house.kernel().attach()
+    idle = [house.kernel(f"k{i}") for i in range(2, 2 + MAX_PEERS)]
+    with pytest.raises(EOFError):
+        idle[0].receive()
+    idle[-1].greet(wire.Refused)
+    kernel.ping()

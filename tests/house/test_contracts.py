@@ -14,7 +14,7 @@ CODE = "import sys, {module}; print(sorted({{m.split('.')[0] for m in sys.module
         ("kernel.boot", {"torch", "numpy", "gguf", "safetensors", "transformers"}),
         ("gpuworker.wire", {"torch", "numpy"}),
         ("gpuworker.null", {"torch", "numpy"}),
-        ("kvfs.fs", {"torch", "numpy", "zmq"}),
+        ("kvfs.fs", {"torch", "numpy", "uvloop"}),
         ("sdk", {"torch", "numpy", "httpx", "typer", "rich", "starlette"}),
     ],
 )

@@ -21,7 +21,7 @@ from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process 
 from kernel.client import Client
 from kernel.config import Config
 from kernel.core import Kernel
-from kernel.link import ZmqTransport
+from kernel.link import StreamTransport
 from kernel.loader import Program, load_file
 from kvfs import fsck
 from sdk.abi.values import ExitStatus
@@ -101,7 +101,7 @@ async def running_house(
     config = Config(
         **{"heartbeat_s": 0.2, "seed": 1, "attach_timeout_s": 5.0} | configured, http=False, socket=directory / "k.sock"
     )
-    kernel = Kernel(config, dispatch.make_door, ZmqTransport())
+    kernel = Kernel(config, dispatch.make_door, StreamTransport())
     with ExitStack() as stack:
         try:
             for i, backend in enumerate(backends or [None] * n_workers):

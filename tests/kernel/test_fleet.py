@@ -5,11 +5,12 @@ import threading
 
 import msgspec
 import pytest
-import zmq
 
+from gpuworker.address import listen
 from gpuworker.backend import StepError
 from gpuworker.null import NullBackend
 from gpuworker.stepcost import StepCost
+from gpuworker.stream import pieces
 from gpuworker.wire import WIRE_HASH, Welcome, encode_greeting
 from kernel.attachment import AttachError
 from sdk import kv, syscalls
@@ -238,17 +239,17 @@ async def test_a_detached_worker_can_be_attached_again(house):
 async def test_a_worker_that_dies_while_it_is_attached(make_house, tmp_path):
     """It greets, and is gone before it has sent its tokenizer."""
     address, facts = f"ipc://{tmp_path}/dying", NullBackend().info()
-    with zmq.Context() as context:
-        router = context.socket(zmq.ROUTER)
-        router.linger = 0
-        router.bind(address)
+    with listen(address) as listener:
+        listener.setblocking(True)
 
         def greet_and_die() -> None:
-            peer, _ = router.recv_multipart()
-            welcome = Welcome(WIRE_HASH, "w", 1, "none", "null", facts.model, 1, 0, 1, 1, 1)
-            router.send_multipart([peer, *encode_greeting(welcome)])
-            router.recv_multipart()  # it is asked for its tokenizer
-            router.close()
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                welcome = Welcome(WIRE_HASH, "w", 1, "none", "null", facts.model, 1, 0, 1, 1, 1)
+                for piece in pieces(encode_greeting(welcome)):
+                    connection.sendall(piece)
+                connection.recv(4096)  # it is asked for its tokenizer
 
         async with make_house(n_workers=0) as house:
             death = asyncio.create_task(asyncio.to_thread(greet_and_die))

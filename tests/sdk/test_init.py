@@ -9,7 +9,7 @@ from sdk.abi import errors
 
 def test_importing_the_sdk_loads_no_heavy_package() -> None:
     """The kernel, kvfs and the workers run `sdk/__init__.py` whenever they import `sdk.abi`."""
-    heavy = {"httpx", "typer", "numpy", "torch", "rich", "uvloop", "zmq", "starlette"}
+    heavy = {"httpx", "typer", "numpy", "torch", "rich", "uvloop", "starlette"}
     code = f"import sys, sdk, sdk.syscalls, sdk.testing; print(sorted({heavy!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

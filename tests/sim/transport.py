@@ -7,7 +7,8 @@ there is no order. What the model of failure can do to a connection:
     cut     what is on the way is lost; the kernel sees the end after a while, or never (half-open)
     closed  by the kernel: what it sent before still leaves if it lingers; what comes later is late, and is dropped
 
-As under zmq, a link that was cut and is not closed yet connects again by itself, and is a stranger to the worker then.
+A link that was cut and is not closed yet connects again by itself, and is a stranger to the worker then. (A stream
+would not; whoever stands this stands that.)
 Every message is encoded by its sender and decoded by its receiver, and goes through `tap`, sent and received.
 
 Never add here: when something breaks (`faults.py`), or what a worker answers (`worker.py`).
