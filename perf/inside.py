@@ -29,10 +29,10 @@ class Inside:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
-    def start(self, main: Main, **args: Any) -> Process:
-        """Start `main` as a program."""
+    def start(self, main: Main, tenant: str | None = None, **args: Any) -> Process:
+        """Start `main` as a program, of a tenant of its own if one is named."""
         program = Program(main.__name__, main, Path(main.__code__.co_filename), main.__doc__ or "")
-        return self.kernel.spawn(program, args, owner="perf", client=None)
+        return self.kernel.spawn(program, args, owner="perf", client=None, tenant=tenant)
 
     async def value(self, main: Main, **args: Any) -> Any:
         """What `main` returns as a program. Raises Failed."""
