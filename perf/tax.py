@@ -2,7 +2,9 @@
 
 Each way begins with a prompt that is computed already, draws n greedy tokens and feeds every one of them, which
 takes n + 1 steps. The bare engine is in this process and has no kernel; the other two go through a kernel and a
-worker process of its own. The three take turns, so that what else the machine does falls on all of them alike.
+worker process of its own. The three take turns, so that what else the machine does falls on all of them alike, and
+are compared turn by turn: the speed of a machine drifts by more than the tax. The promise is that `generate` costs at
+most 3 % and a `pred` loop at most 10 %.
 """
 
 import asyncio
@@ -17,13 +19,14 @@ from perf.inside import Inside, inside
 from sdk import kv
 
 N_PAGES = 1024
-PROMPT = 128
+PROMPT = 64
 BATCHES = (1, 8, 32)
 BARE, GENERATE, PRED = "bare engine", "generate", "pred loop"
+PROMISES = {GENERATE: 1.03, PRED: 1.10}
 
 
 def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto") -> Findings:
-    n_tokens, rounds = (8, 1) if quick else (64, 5)
+    n_tokens, rounds = (8, 1) if quick else (32, 9)
     spent: dict[tuple[str, int], list[float]] = {}
 
     def prepare() -> Bare:
@@ -56,7 +59,7 @@ def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto"
 
 
 def findings(spent: dict[tuple[str, int], list[float]], n_tokens: int) -> Findings:
-    """Seconds of each way at each batch, as time per step and tax per token."""
+    """Seconds of each way at each batch, as time and tax of a step."""
     found = Findings()
     for b in BATCHES:
         base = spent[BARE, b]
@@ -64,10 +67,12 @@ def findings(spent: dict[tuple[str, int], list[float]], n_tokens: int) -> Findin
             name = f"{way}, batch {b}"
             steps = [1e3 * s / (n_tokens + 1) for s in spent[way, b]]
             found.add(name, "ms", steps, against=None if way == BARE else f"{BARE}, batch {b}")
-        for way in (GENERATE, PRED):
-            taxes = [1e6 * (s - t) / (n_tokens * b) for s, t in zip(spent[way, b], base, strict=True)]
-            found.add(f"tax of {way}, batch {b}", "us", taxes)
-    found.note(f"times are of a step; a tax is of a token. {n_tokens} tokens after a prompt of {PROMPT}")
+        for way, promise in PROMISES.items():
+            pairs = list(zip(spent[way, b], base, strict=True))
+            ratio = found.add(f"{way} over {BARE}, batch {b}", "x", [s / t for s, t in pairs])
+            found.add(f"tax of {way}, batch {b}", "us", [1e6 * (s - t) / (n_tokens + 1) for s, t in pairs])
+            found.expect(ratio <= promise, f"{way} takes {ratio:.3f} times as long at batch {b}, not {promise}")
+    found.note(f"times and taxes are of a step. {n_tokens} tokens after a prompt of {PROMPT}")
     return found
 
 

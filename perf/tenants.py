@@ -25,7 +25,7 @@ def measure(quick: bool = False, model: str = DEFAULT_MODEL, dtype: str = "auto"
 
     async def beside(house: Inside, n_others: int) -> float:
         others = [house.start(forever, tenant="greedy", seed=i) for i in range(n_others)]
-        while any(not p.account.n_generated_tokens for p in others):  # until all of them are at work
+        while any(not p.account.n_generated_tokens for p in others):  # noqa: ASYNC110 - nothing tells when
             await asyncio.sleep(0.05)
         process = house.start(once, tenant="modest", n_tokens=n_tokens)
         seconds = float(await house.end(process))
