@@ -6,7 +6,8 @@ lease, a fork and the file itself may share one array, and a table handed to a b
 **Writing in place.** A table's last page is written when it has room, or when the file's last token is computed
 again. That is done in place only if exactly one table holds the page; then no other file, fork or reader can see
 the write. Otherwise the page is copied first and the copy takes its place, for the writer alone. All pages before
-the last are full, nobody ever writes them, and sharing them is free.
+the last are full, nobody ever writes them, and sharing them is free. (In another file such a page may be the last,
+and not full: that file has fewer tokens in it, and copies it.)
 
 **Tails.** With each page the worker keeps two hidden states. A batch saves the one after its row's last token: the
 tail of a file of n tokens is beside the page of token n-1, in the place n & 1. Copying a page copies both. So a
@@ -36,15 +37,16 @@ def share(pool: PagePool, table: "PageTable[int]") -> "PageTable[int]":
 
 
 def grow(
-    pool: PagePool, table: "PageTable[int]", n_before: int, n_new: int
+    pool: PagePool, table: "PageTable[int]", n_before: int, n_new: int, *, aside: bool = False
 ) -> tuple["PageTable[int]", "PageTable[int]", Copies]:
     """The table for `n_before` + `n_new` tokens; the pages of it that are fresh; the (source, destination) copies
     to be done before the write. `table` covers `n_before` tokens, or one more that is written again, and keeps its
-    hold on all its pages, the source of a copy included. Raises NoSpace with nothing changed."""
+    hold on all its pages, the source of a copy included. With `aside` nothing that is there is written over, though
+    nobody shares it now. Raises NoSpace with nothing changed."""
     page_size = pool.page_size
     n_slots = len(table) * page_size
     n_beyond = n_before + n_new - n_slots
-    if n_slots > n_before and pool.refs[table[-1]] > 1:
+    if n_slots > n_before and (aside or pool.refs[table[-1]] > 1):
         fresh = pool.alloc(1 - (-n_beyond // page_size))  # not beside the shared page: that is room for who has it
         return table[:-1] + fresh, fresh, [(table[-1], fresh[0])]
     if n_beyond <= 0:

@@ -4,9 +4,15 @@ A KV file is a list of tokens whose K/V lies in pages on one device. Programs na
 and share them; the kernel's batcher leases their pages for one batch at a time. kvfs decides which page holds
 what; a worker owns the tensors and does as the leases say.
 
-    names     namespace.py   paths and directories → inodes
+    state     base.py        what there is; devices; inodes come and go
+    work      work.py        what the batcher and the mover call: claims, leases, moves
+    editing   editing.py     files made of parts of others (edit.py: which pages and slots)
+    rights    access.py      callers, mode bits, and what follows from the two
+    names     namespace.py   paths → directories (directory.py) → inodes, from the root that a caller sees (roots.py)
     handles   openfile.py    the right of a process to use an inode
     files     inode.py       tokens, page table, device
+    residence pins.py        what programs have said about where pages should be
+    locking   locks.py       agreements among processes: shared, exclusive
     writing   lease.py       claims and leases: claim, (lease, commit | abandon)*, release
     tables    cow.py         share, grow, cut, as copy-on-write
     pages     pages.py       reference counts and free extents, one pool a device
@@ -18,148 +24,187 @@ kernel's or ours. What is here is only glue: each method checks its handle, call
 go of inodes that nobody holds any more. Never add here: policy (which device, which file to drop), waiting, I/O.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+import math
+from collections.abc import Collection, Hashable, Sequence
 
-from kvfs import family, moves, tiers
-from kvfs import lease as leases
-from kvfs.family import Families
+from msgspec.structs import replace
+
+from kvfs.access import KERNEL, OPERATOR_NAME, RWX, R, W, Who, X, derived, need, need_owner, rights
+from kvfs.base import Handle
+from kvfs.directory import Node
+from kvfs.edit import Piece, joined, sequence
+from kvfs.editing import Edit, Editing
 from kvfs.inode import Inode, Residency
-from kvfs.lease import Claim, Lease
-from kvfs.moves import Migration, Move, Transfer
-from kvfs.namespace import ROOT_INO, Namespace
+from kvfs.locks import Ticket
 from kvfs.openfile import OpenFile
-from kvfs.pages import DeviceUsage, PagePool
-from kvfs.tiers import FileFacts
-from sdk.abi.errors import AccessDenied, Busy, FileExists, InvalidArgument, KernelPanic, NoDevice, QuotaExceeded
-from sdk.abi.values import DirEntry, OpenMode, Stat
+from kvfs.quota import NOTHING, quoted
+from kvfs.space import space
+from sdk.abi.errors import AccessDenied, Busy, InvalidArgument, SyscallError
+from sdk.abi.values import Advice, DeviceSpace, DirEntry, LockMode, OpenMode, PositionMode, Quota, Stat
 
-T = TypeVar("T", bound=Transfer)
-Handle = OpenFile | Claim  # either will do to look at a file; a claim outlives the handle it was made with
+Ranges = Sequence[tuple[int, int]]  # of tokens, each start and stop
 
 
-class Kvfs:
-    """All KV files of a kernel. The attributes are for fsck and tests to read; only the methods change them."""
+class Kvfs(Editing):
+    """All KV files of a kernel."""
 
-    def __init__(self, *, max_files: int = 100_000, max_path: int = 255, max_depth: int = 16) -> None:
-        """At most `max_files` files and directories together; paths of `max_path` bytes and `max_depth` names."""
-        self.max_files = max_files
-        self.pools: dict[str, PagePool] = {}
-        self.names = Namespace(max_path=max_path, max_depth=max_depth)
-        self.files: dict[int, Inode] = {}  # all that are held, with names or without
-        self.open_files: set[OpenFile] = set()
-        self.claims: set[Claim] = set()
-        self.leases: set[Lease] = set()  # out
-        self.transfers: dict[Transfer, None] = {}  # moves and migrations that are out, oldest first
-        self.families = Families()
-        self._last_ino = ROOT_INO
+    # --- names; each raises InvalidArgument, FileNotFound, NotADirectory, AccessDenied ---
 
-    # --- devices ---
+    def mkdir(self, path: str, *, who: Who, now: float) -> None:
+        """Raises FileExists, QuotaExceeded besides."""
+        self.names.mkdir(path, who, now)
 
-    def add_device(self, name: str, *, n_pages: int, page_size: int, n_host_pages: int = 0) -> None:
-        """A worker has come; its pages 0 … n_pages-1 are ours to give, and so are those in its main memory.
+    def readdir(self, path: str, *, who: Who, now: float) -> list[DirEntry]:
+        """Sorted by name."""
+        return self.names.readdir(path, who, now)
 
-        Raises FileExists, InvalidArgument."""
-        if name in self.pools:
-            raise FileExists(f"device {name} is there already: remove it first")
-        self.pools[name] = PagePool(name, n_pages, page_size, n_host_pages)
+    def stat(self, path: str, *, who: Who, now: float) -> Stat:
+        """What there is to know of a file or directory; that takes no right on it, but on those above it. Of a file of
+        another tenant, which is in /shared, not who uses it."""
+        node = self.names.find(path, who, now)
+        return self._stat(node, now, who) if isinstance(node, Inode) else node.stat()
 
-    def remove_device(self, name: str, *, now: float) -> None:
-        """A worker is gone, and its pages. Its files are as they were, without KV and on no device; they can be
-        placed on another and computed again. Leases, moves and migrations that are still out on it end here; their
-        owners may abandon them, but need not. Files that were to migrate to it stay where they are.
-
-        Raises NoDevice."""
-        pool = self._pool(name)
-        for transfer in [t for t in self.transfers if pool in (t.pool_from, t.pool_to)]:
-            moves.lose(transfer)
-            del self.transfers[transfer]
-        for lease in [lease for lease in self.leases if lease.pool is pool]:
-            leases.lose(lease)
-            self.leases.remove(lease)
-        for inode in [inode for inode in self.files.values() if inode.pool is pool]:
-            inode.leave()
-            inode.note(f"device {name} removed", now)
-            self._reap(inode)
-        del self.pools[name]
-
-    def devices(self) -> dict[str, DeviceUsage]:
-        return {name: pool.usage() for name, pool in self.pools.items()}
-
-    def _pool(self, name: str) -> PagePool:
-        pool = self.pools.get(name)
-        if pool is None:
-            raise NoDevice(f"no device {name!r}: choose one of {sorted(self.pools)}")
-        return pool
-
-    # --- names ---
-
-    def mkdir(self, path: str, *, owner: str, now: float) -> None:
-        """Raises FileExists, FileNotFound (its parent), NotADirectory, QuotaExceeded."""
-        slot = self.names.vacant(path)
-        self.names.mkdir(slot, self._new_ino(), owner, now)
-
-    def readdir(self, path: str) -> list[DirEntry]:
-        """Sorted by name. Raises FileNotFound, NotADirectory."""
-        return self.names.readdir(path)
-
-    def stat(self, path: str) -> Stat:
-        """Raises FileNotFound, NotADirectory."""
-        return self.names.find(path).stat()
-
-    def unlink(self, path: str, now: float) -> None:
+    def unlink(self, path: str, *, who: Who, now: float) -> None:
         """Remove a name, or an empty directory. A file lives on while it is open or has other names.
 
-        Raises FileNotFound, NotADirectory, DirectoryNotEmpty, InvalidArgument (the root)."""
-        inode = self.names.remove(path, now)
+        Raises DirectoryNotEmpty besides."""
+        inode = self.names.remove(path, who, now)
         if inode is not None:
             self._reap(inode)
 
-    def rename(self, old: str, new: str, now: float) -> None:
-        """Move a name; a file that has the new name already is replaced, as if unlinked.
-
-        Raises FileNotFound, IsADirectory, NotADirectory, InvalidArgument."""
-        replaced = self.names.rename(old, new, now)
+    def rename(self, old: str, new: str, *, who: Who, now: float) -> None:
+        """Move a name; a file that has the new name already is replaced, as if unlinked. IsADirectory besides."""
+        replaced = self.names.rename(old, new, who, now)
         if replaced is not None:
             self._reap(replaced)
 
-    def link(self, old: str, new: str, now: float) -> None:
-        """A second name for a file. Raises FileNotFound, FileExists, IsADirectory, NotADirectory."""
-        self.names.link(old, new, now)
+    def link(self, old: str, new: str, *, who: Who, now: float) -> None:
+        """A second name for a file. Raises FileExists, IsADirectory besides."""
+        self.names.link(old, new, who, now)
+
+    def end_process(self, who: Who, now: float) -> None:
+        """The process of `who` has ended and closed its handles: its /tmp goes, with all that is in it."""
+        self.quotas.tell(now)
+        self.quotas.processes.pop(who.pid, None)
+        for inode in self.names.end_process(who, now):
+            if inode.ino in self.files:  # it may have had two names there
+                self._reap(inode)
+
+    # --- rights ---
+
+    def chmod(self, path: str, mode: int, *, who: Who, now: float) -> None:
+        """Nine bits, for the owner (who may do this, and the operator), the group, and all others. Handles that are
+        open keep the rights they have. Raises as names do, and InvalidArgument."""
+        if not 0 <= mode <= 0o777:
+            raise InvalidArgument(f"a mode is nine bits: {mode:#o} is not between 0 and 0o777")
+        node = self.names.find(path, who, now)
+        need_owner(who, node, path)
+        node.mode = mode
+        node.modified_s = now
+        self.names.changed(node)
+
+    def chown(self, path: str, owner: str | None, group: str | None, *, who: Who, now: float) -> None:
+        """Give a file or directory another owner, which the operator may do, or another group, which its owner may if
+        it is one of his own. Raises as names do."""
+        node = self.names.find(path, who, now)
+        need_owner(who, node, path)
+        if not who.root and owner not in (None, node.owner):
+            raise AccessDenied(f"only the operator may give {path!r} to {owner!r}: let them fork it instead")
+        if not who.root and group not in (None, node.group, *who.groups):
+            raise AccessDenied(f"{who.user!r} is not in the group {group!r}: choose one of {sorted(who.groups)}")
+        if owner not in (None, node.owner):
+            self._give(node, owner, now)
+        node.group = node.group if group is None else group
+        self.names.changed(node)
+
+    def _give(self, node: Node, owner: str, now: float) -> None:
+        """Another owner, who pays for it from now on. Raises Busy, QuotaExceeded."""
+        self.quotas.tell(now)
+        bill = self.quotas.user(owner)
+        bill.need_file()
+        if isinstance(node, Inode):
+            if node.claimed or node.n_leases:
+                raise Busy("a call is at work on this file: wait for it, or give away a fork")
+            bill.need_pages(len(node.table))
+            node.bill.change(node.billed, NOTHING)
+            bill.change(NOTHING, node.billed)
+            node.bill = bill
+        self.quotas.user(node.owner).n_files -= 1
+        bill.n_files += 1
+        node.owner = owner
+
+    # --- looking at what users have ---
+
+    def quota(self, user: str, now: float) -> Quota:
+        """What a user has, and may have."""
+        self.quotas.tell(now)
+        return quoted(user, self.quotas.user(user))
+
+    def df(self, who: Who) -> list[DeviceSpace]:
+        """The devices, and what is used of them: of all that there is for the operator, for anybody else of what his
+        tenant has. What others have is not his to see."""
+        return [space(pool, self.files.values(), None if who.root else who.tenant) for pool in self.pools.values()]
 
     # --- handles ---
 
-    def create(self, path: str | None, *, owner: str, now: float, device: str | None = None, pid: int = 0) -> OpenFile:
-        """A new empty file, open for writing; anonymous when `path` is None. `pid` is the process that has it open.
+    def create(self, path: str | None, *, who: Who, now: float, device: str | None = None) -> OpenFile:
+        """A new empty file, open with all rights; anonymous when `path` is None.
 
-        Raises FileExists, FileNotFound (no such directory), NotADirectory, NoDevice, QuotaExceeded."""
+        Raises FileExists, FileNotFound (no such directory), NotADirectory, AccessDenied, NoDevice, QuotaExceeded."""
         pool = None if device is None else self._pool(device)
-        f = self._create(path, owner, now, pid)
+        f = self._create(path, who, now)
         if pool is not None:
             f.inode.place(pool)
         return f
 
-    def open(self, path: str, mode: OpenMode, *, owner: str, now: float, pid: int = 0) -> OpenFile:
-        """Raises FileNotFound, IsADirectory, NotADirectory; AccessDenied when others than the owner want to write."""
-        inode = self.names.find_file(path)
-        if mode == OpenMode.WRITE and owner != inode.owner:
-            raise AccessDenied(f"{path!r} belongs to {inode.owner!r}: open it with mode 'r', and fork it to write")
-        return self._open(inode, mode, owner, now, pid)
+    def open(self, path: str, mode: OpenMode, *, who: Who, now: float) -> OpenFile:
+        """Mode "r" takes the right to read, "w" to write as well; the right to fork comes along where it is given.
 
-    def close(self, f: OpenFile, now: float) -> None:
-        """Raises BadFile the second time. The file goes with its last name, handle, claim and lease."""
+        Raises FileNotFound, IsADirectory, NotADirectory, AccessDenied."""
+        inode = self.names.find_file(path, who, now)
+        wanted = R | W if mode == OpenMode.WRITE else R
+        held = rights(who, inode)
+        if wanted & ~held:
+            may_fork = held & (R | X) == R | X
+            need(who, inode, wanted, path, "open it with mode 'r', and fork it" if may_fork else "ask its owner")
+        if who.pid not in inode.holders:
+            self._need_handle(who)
+        return self._open(inode, wanted | held & X, who, now)
+
+    def dup(self, f: OpenFile, mode: OpenMode | None, *, who: Who, now: float) -> OpenFile:
+        """Another handle on the same file, with the same rights or those of `mode` among them.
+
+        Raises BadFile; AccessDenied when that would be more."""
+        inode = f.writable() if mode == OpenMode.WRITE else f.live()
+        return self._open(inode, f.rights & ~W if mode == OpenMode.READ else f.rights, who, now)
+
+    def close(self, f: OpenFile, now: float) -> list[Ticket]:
+        """Raises BadFile the second time. The file goes with its last name, handle, claim and lease; the lock of the
+        handle goes at once. Returns whose waits for a lock are answered by that."""
+        answered = self.locks.close(f)
+        self.quotas.tell(now)
         inode = f.close()
+        if f.pid and f.pid not in inode.pids:
+            bill = inode.holders.pop(f.pid)
+            bill.n_files -= 1
+            bill.change(inode.billed, NOTHING)
         self.open_files.remove(f)
+        self.pins.closed(f)
         inode.note("close", now)
         self._reap(inode)
+        return answered
 
-    def fork(self, f: OpenFile, path: str | None, *, owner: str, now: float, pid: int = 0) -> OpenFile:
-        """A copy-on-write copy, open for writing: the committed tokens, and the same pages until one of the two
-        writes, wherever these are. A handle for reading will do. It has the tail if the file has one.
+    def fork(self, f: OpenFile, path: str | None, *, who: Who, now: float) -> OpenFile:
+        """A copy-on-write copy, the caller's own and open with all rights: the committed tokens, and the same pages
+        until one of the two writes, wherever these are. Others may do with it at most what they may with the parent.
+        It has the tail if the file has one.
 
-        Raises BadFile, and what `create` raises."""
-        parent = f.live()
-        child = self._create(path, owner, now, pid)
+        Raises BadFile, AccessDenied (the handle has not the right), and what `create` raises."""
+        return self._fork(f.forkable(), path, who, now)
+
+    def _fork(self, parent: Inode, path: str | None, who: Who, now: float) -> OpenFile:
+        self.quotas.user(who.user).need_pages(len(parent.table))
+        child = self._create(path, who, now, [parent])
         parent.fork_into(child.inode)
         parent.used_s = now
         self.families.join(child.inode, parent)
@@ -167,47 +212,168 @@ class Kvfs:
             self._transfer_of(parent).join(child.inode)
         return child
 
-    def _create(self, path: str | None, owner: str, now: float, pid: int) -> OpenFile:
-        slot = None if path is None else self.names.vacant(path)
-        inode = Inode(self._new_ino(), owner, now)
-        self.files[inode.ino] = inode
+    def _create(self, path: str | None, who: Who, now: float, sources: Sequence[Inode] = ()) -> OpenFile:
+        """A new file, with the rights of what is derived from `sources` if there are any."""
+        self.quotas.tell(now)
+        slot = None if path is None else self.names.vacant(path, who, now)
+        self.quotas.user(who.user).need_file()
+        self._need_handle(who)
+        inode = Inode(self._new_ino(), who, now)
+        if sources:
+            inode.group, inode.mode = derived(who, sources)
+        self._admit(inode)
         if slot is not None:
             slot.put(inode, now)
-        return self._open(inode, OpenMode.WRITE, owner, now, pid)
+        return self._open(inode, RWX, who, now)
 
-    def _open(self, inode: Inode, mode: OpenMode, owner: str, now: float, pid: int) -> OpenFile:
-        f = OpenFile(inode, mode, pid)
+    def _need_handle(self, who: Who) -> None:
+        """Raises QuotaExceeded when the process may not have one more file open."""
+        if who.pid:
+            self.quotas.process(who.pid).need_file()
+
+    def _open(self, inode: Inode, rights: int, who: Who, now: float) -> OpenFile:
+        self.quotas.tell(now)
+        f = OpenFile(inode, rights, who.pid)
         self.open_files.add(f)
+        if who.pid and who.pid not in inode.holders:
+            bill = inode.holders[who.pid] = self.quotas.process(who.pid)
+            bill.n_files += 1
+            bill.change(NOTHING, inode.billed)
         inode.used_s = now
-        inode.note(f"open {mode} by {owner}", now)
+        inode.note(f"open {f.mode} by {who.user}", now)
         return f
 
-    def _new_ino(self) -> int:
-        if len(self.files) + self.names.n_directories > self.max_files:  # the root is not counted
-            raise QuotaExceeded(f"there are {self.max_files} files, as many as can be: unlink or close some")
-        self._last_ino += 1
-        return self._last_ino
+    # --- editing: begun here, done by a batch (`edit_at_once`, `lease_edit`), ended here ---
+    # Each raises BadFile, AccessDenied (a source may not be copied), InvalidArgument (no such tokens, or positions that
+    # would decrease), QuotaExceeded.
 
-    def _reap(self, inode: Inode) -> None:
-        """Let go of an inode that nobody holds."""
-        if not inode.is_held:
-            self._leave(inode)
-            self.families.leave(inode)
-            del self.files[inode.ino]
+    def extract(
+        self, f: OpenFile, ranges: Ranges, mode: PositionMode, *, path: str | None = None, who: Who, now: float
+    ) -> Edit:
+        """Make a new file of these tokens of a file, start to stop, in the order given. `path`: if it is to have a
+        name in the end, that can be given now (FileExists and the like)."""
+        source = f.forkable()
+        pieces = [Piece(source, start, stop) for start, stop in ranges]
+        if any(start >= stop for start, stop in ranges):
+            raise InvalidArgument("a range has no tokens: its stop must be beyond its start")
+        return self._make(pieces, [source], mode, path, who, now)
 
-    def _leave(self, inode: Inode) -> None:
-        """Take a file off its device, and out of the move that has it."""
-        if inode.moving:
-            self._transfer_of(inode).leave(inode)
-        inode.leave()
+    def merge(
+        self, files: Sequence[OpenFile], mode: PositionMode, *, path: str | None = None, who: Who, now: float
+    ) -> Edit:
+        """Make a new file of all tokens of these files, one after another. `path` as in `extract`."""
+        sources = [f.forkable() for f in files]
+        return self._make([Piece(s, 0, len(s.tokens)) for s in sources], sources, mode, path, who, now)
 
-    def _transfer_of(self, inode: Inode) -> Transfer:
-        return next(t for t in self.transfers if inode.ino in t.members)
+    def splice(
+        self, f: OpenFile, start: int, stop: int, source: OpenFile | None, mode: PositionMode, *, who: Who, now: float
+    ) -> Edit:
+        """Put all tokens of `source`, or none, in the place of tokens start … stop-1. Raises Busy besides."""
+        inode = f.writable()
+        inserted = [] if source is None else [Piece(other := source.forkable(), 0, len(other.tokens))]
+        n_tokens = len(inode.tokens)
+        if not 0 <= start <= stop <= n_tokens:
+            raise InvalidArgument(f"there are no tokens {start} to {stop}: the file has {n_tokens}")
+        return self._edit([Piece(inode, 0, start), *inserted, Piece(inode, stop, n_tokens)], mode, f, who, now)
+
+    def end_edit(self, edit: Edit, now: float) -> None:
+        """Let go of the snapshots and of the target, whether it was committed or not, with no lease out."""
+        for source, snapshot in zip(edit.originals, edit.snapshots, strict=True):
+            self._pass_on(snapshot.inode, source)
+            self.close(snapshot, now)
+        edit.snapshots, edit.originals = [], []
+        self.release(edit.claim, now)
+
+    def name(self, f: OpenFile, path: str, *, who: Who, now: float) -> None:
+        """Give a file that was made here its first name. Raises as `create` does."""
+        self.names.vacant(path, who, now).put(f.live(), now)
+
+    def _make(
+        self,
+        pieces: Sequence[Piece],
+        sources: Sequence[Inode],
+        mode: PositionMode,
+        path: str | None,
+        who: Who,
+        now: float,
+    ) -> Edit:
+        """An edit whose target is a new file, without a name yet."""
+        if path is not None:
+            self.names.vacant(path, who, now)
+        file = self._create(None, who, now, sources)
+        try:
+            return self._edit(pieces, mode, file, who, now)
+        except SyscallError:
+            self.close(file, now)
+            raise
+
+    def _edit(self, pieces: Sequence[Piece], mode: PositionMode, file: OpenFile, who: Who, now: float) -> Edit:
+        pieces = joined(pieces)
+        tokens, positions = sequence(pieces, mode)
+        claim = self.claim(file)
+        snapshots: dict[int, OpenFile] = {}
+        try:
+            for source in dict.fromkeys(piece.source for piece in pieces):
+                snapshots[source.ino] = self._fork(source, None, who._replace(user=KERNEL.user), now)
+        except SyscallError:
+            for snapshot in snapshots.values():
+                self.close(snapshot, now)
+            self.release(claim, now)
+            raise
+        taken = [Piece(snapshots[source.ino].inode, start, stop) for source, start, stop in pieces]
+        originals = list(dict.fromkeys(piece.source for piece in pieces))
+        return Edit(taken, tokens, positions, file, claim, list(snapshots.values()), originals)
+
+    # --- where its pages should be; each raises BadFile ---
+
+    def pin(self, f: OpenFile, tenant: str, n_pages: int, until_s: float) -> None:
+        """The first `n_pages` of a file stay on its device until then, or (inf) as long as the handle is open."""
+        self.pins.pin(f.live(), tenant, f, n_pages, until_s)
+
+    def unpin(self, f: OpenFile, tenant: str) -> int:
+        """End what this handle, and handles that the tenant has closed, have pinned; returns how many pins it was."""
+        return self.pins.unpin(f.live(), tenant, f)
+
+    def advise(self, f: OpenFile, advice: Advice, now: float) -> None:
+        """Say that the file is needed soon, or is not until it is used again."""
+        self.pins.advise(f.live(), advice, now)
+
+    # --- locks; each returns whose waits are answered by it ---
+
+    def lock(
+        self,
+        f: OpenFile,
+        mode: LockMode,
+        *,
+        thread: Hashable,
+        under: Collection[int] = (),
+        wait: bool = True,
+    ) -> tuple[Ticket, list[Ticket]]:
+        """Ask for a lock in the name of a handle: the ticket, and who else is answered. See `Locks.acquire`.
+
+        Raises BadFile, AccessDenied, Busy, TimedOut."""
+        return self.locks.acquire(f, mode, thread=thread, under=under, wait=wait)
+
+    def unlock(self, f: OpenFile) -> list[Ticket]:
+        """Raises BadFile."""
+        return self.locks.unlock(f)
+
+    def cancel_lock(self, ticket: Ticket) -> list[Ticket]:
+        """Nobody waits for this lock any more, or was left to see that it was granted."""
+        return self.locks.cancel(ticket)
 
     # --- looking at a file; each raises BadFile on a closed handle ---
 
-    def fstat(self, f: Handle) -> Stat:
-        return f.live().stat()
+    def fstat(self, f: Handle, now: float = 0.0, who: Who = KERNEL) -> Stat:
+        """`stat` of an open file, as `who` may see it. Pins that are over by `now` are not in it."""
+        return self._stat(f.live(), now, who)
+
+    def _stat(self, inode: Inode, now: float, who: Who) -> Stat:
+        if not who.root and inode.tenant != (who.tenant or OPERATOR_NAME):
+            return replace(inode.stat(), n_open=0, n_opens=0, n_shared_pages=0, used_s=inode.created_s)
+        n_pages, until_s = self.pins.until(inode, now)
+        until = until_s if 0.0 < until_s < math.inf else None
+        return replace(inode.stat(), n_pinned_pages=n_pages, pinned_until_s=until) if n_pages else inode.stat()
 
     def length(self, f: Handle) -> int:
         """Committed tokens."""
@@ -249,227 +415,14 @@ class Kvfs:
 
     # --- changing a file ---
 
-    def place(self, f: Handle, device: str) -> None:
-        """Choose the device of a file without pages; nothing changes when it is there already.
-
-        Raises NoDevice, CrossDevice (its pages are elsewhere), Busy (a batch or a move of it is in flight)."""
-        f.live().place(self._pool(device))
-
     def truncate(self, f: OpenFile, n_tokens: int, now: float) -> None:
         """Keep the first `n_tokens` tokens; pages beyond are freed, and the tail is gone unless all are kept.
 
-        Raises BadFile, AccessDenied, Busy (another call writes it), InvalidArgument (it has fewer)."""
+        Raises BadFile, AccessDenied, Busy (another call writes it, or another handle has it locked), InvalidArgument
+        (it has fewer)."""
         inode = f.writable()
+        self.locks.check_writer(f)
         if inode.claimed:
             raise Busy("another call is writing this file: wait for it, or truncate a fork")
+        self.quotas.tell(now)
         inode.truncate(n_tokens, now)
-
-    def truncate_claimed(self, claim: Claim, n_tokens: int, now: float) -> None:
-        """Truncate as the one who writes the file, with no lease out (KernelPanic). Raises as `truncate` does."""
-        claim.idle().truncate(n_tokens, now)
-
-    # --- work in flight ---
-
-    def claim(self, f: OpenFile) -> Claim:
-        """The exclusive right to append, until it is released; it keeps the file alive when all else closes.
-
-        Raises BadFile, AccessDenied (a handle for reading), Busy (another claim)."""
-        claim = Claim(f.writable())
-        self.claims.add(claim)
-        return claim
-
-    def release(self, claim: Claim, now: float) -> None:
-        """Give a claim back, once, with no lease of it out. Raises KernelPanic otherwise."""
-        inode = claim.release(now)
-        self.claims.remove(claim)
-        self._reap(inode)
-
-    def lease(
-        self,
-        claim: Claim,
-        tokens: Sequence[int],
-        positions: Sequence[int] | None = None,
-        *,
-        n_again: int = 0,
-        chained: bool = False,
-    ) -> Lease:
-        """One batch's right to append `tokens` (u32, at least one) at `positions` (u32; by default consecutive).
-        Allocates pages, and copies a shared last page before it is written. A second one may be taken while the
-        first is out, and continues from it. The lease's fields are immutable values, good until it ends.
-
-        With `n_again=1` and no other lease out, the first token is the file's last one, computed once more because
-        the tail is gone. `chained`: it is one token that is not known yet; give 0, and `resolve` it before the commit.
-
-        Raises Busy (not resident), NoSpace, InvalidArgument; then nothing has changed. KernelPanic on a third."""
-        lease = leases.append(claim, tokens, positions, n_again, chained)
-        self.leases.add(lease)
-        return lease
-
-    def resolve(self, lease: Lease, token: int) -> None:
-        """Tell a chained lease its token, once (KernelPanic). Raises InvalidArgument."""
-        leases.resolve(lease, token)
-
-    def lease_tail(self, f: Handle) -> Lease:
-        """One batch's right to read the stored tail: `n_new` is 0. Many at a time, on any handle.
-
-        Raises BadFile, Busy (it is being written, or the file is not resident), InvalidArgument (none is stored)."""
-        lease = leases.read_tail(f.live())
-        self.leases.add(lease)
-        return lease
-
-    def lease_rebuild(self, f: Handle, n_max: int) -> Lease:
-        """One batch's right to compute again, at their stored positions, at most `n_max` of the tokens of a PARTIAL
-        file whose KV is gone, the first of them first. Needs no claim; one at a time and no other lease beside it.
-
-        Raises BadFile, Busy (a batch of it is in flight, or it is to be moved first), InvalidArgument (no device),
-        NoSpace; then nothing has changed. KernelPanic when nothing is missing."""
-        lease = leases.rebuild(f.live(), n_max)
-        self.leases.add(lease)
-        return lease
-
-    def adopt(self, f: Handle) -> int:
-        """Before a rebuild: share the full pages of the relative on the same device that has most of this file's
-        beginning, if that is more than the file has. Returns how many tokens have their KV now: never all, since the
-        last one is computed for its tail.
-
-        Raises BadFile, Busy (a batch of it is in flight, or it is to be moved first), InvalidArgument (no device)."""
-        inode = f.live()
-        if inode.residency is Residency.RESIDENT:
-            return inode.n_kv
-        if inode.residency is not Residency.PARTIAL or inode.n_leases:
-            raise Busy("a batch or a move of this file is in flight, or it is in host memory: wait for its pages")
-        if inode.pool is None:
-            raise InvalidArgument("this file is on no device: place it first")
-        return family.adopt(inode, self.families.of(inode))
-
-    def commit(self, lease: Lease, now: float) -> None:
-        """The batch ran: the tokens are part of the file, and its tail is valid unless a batch behind it writes over
-        that too. Ends the lease, once; appending ones of a claim in their order, chained ones resolved (KernelPanic).
-        """
-        leases.commit(lease, now)
-        self.leases.remove(lease)
-        if lease.claim is None:
-            self._reap(lease.inode)
-
-    def disown(self, lease: Lease) -> None:
-        """The batch of a lease that was committed early has failed after all, before it was known that it did:
-        whoever has its pages loses the KV of its tokens, to be computed again. Nothing happens if it is not committed.
-
-        It is exact when all the leases taken on the device since then are abandoned, or disowned in their turn, as
-        those of the failed batch and of all that were sent behind it must be. A file that copied one of the pages is
-        then found either by its lease, as the copy was not done, or still has the page itself. Leases that stand on
-        what is lost end here; their owners may abandon them, but need not."""
-        if lease.state is not leases.LeaseState.COMMITTED or not lease.n_new:
-            return
-        n_kv = leases.n_kv_without(lease)
-        first = lease.n_before // lease.pool.page_size  # whoever has any page from there on has this one
-        for inode in self.families.of(lease.inode):
-            if inode.pool is not lease.pool or inode.n_kv <= n_kv or inode.table[first] != lease.pages[first]:
-                continue
-            for void in [void for claim in self.claims if claim.inode is inode for void in claim.leases]:
-                leases.lose(void)
-                self.leases.remove(void)
-            inode.cut_kv(n_kv)
-            inode.note(f"the batch of {lease.n_new} tokens failed")
-
-    def abandon(self, lease: Lease) -> None:
-        """The batch did not run, or nobody wants its result: the file is as before, but for its tail where the
-        batch would have written over it. If its batch is not sent yet, take it out. Ends the lease, once; appending
-        ones of a claim newest first (KernelPanic)."""
-        leases.abandon(lease)
-        if lease not in self.leases:
-            return  # remove_device or disown ended it
-        self.leases.remove(lease)
-        if lease.claim is None:
-            self._reap(lease.inode)
-
-    # --- tiers and devices ---
-
-    def placed(self, device: str) -> list[FileFacts]:
-        """What there is to know of the files that are placed on a device. Raises NoDevice."""
-        pool = self._pool(device)
-        return [tiers.facts(inode) for inode in self.files.values() if inode.pool is pool]
-
-    def reclaimable(self, inos: Iterable[int]) -> int:
-        """Device pages that would be free if all these files, of one device, left it."""
-        return tiers.reclaimable(self._inodes(inos), self.families)
-
-    def swap_out(self, inos: Iterable[int], now: float) -> Move | None:
-        """Move the pages that these files alone need to host memory, each once; relatives that share them and are
-        not resident go along. None when there are none. The files that have such pages are MOVING until its end.
-
-        Raises NoSpace (host memory is full) with nothing changed; KernelPanic when a batch or a move has a file."""
-        files = self._inodes(inos)
-        move = tiers.swap_out(files, self.families)
-        return None if move is None else self._begin(move, "swap out", now)
-
-    def swap_in(self, f: Handle, now: float) -> Move:
-        """Move the host pages of a file back to its device, for all who share them.
-
-        Raises BadFile, NoSpace, Busy (a move has it, or one who shares its pages) with nothing changed; KernelPanic
-        when it has no host pages."""
-        return self._begin(tiers.swap_in(f.live(), self.families), "swap in", now)
-
-    def swap_in_ino(self, ino: int, now: float) -> Move:
-        """The same for a file that is known by its number. Raises KernelPanic when there is none."""
-        (inode,) = self._inodes([ino])
-        return self._begin(tiers.swap_in(inode, self.families), "swap in", now)
-
-    def commit_move(self, move: Move, now: float) -> None:
-        """The contents are there: every table that has the old pages gets the new ones. Once (KernelPanic)."""
-        moves.commit(move, now)
-        del self.transfers[move]
-
-    def abandon_move(self, move: Move) -> None:
-        """The contents are not there: the files stay where they are. Ends the move, once (KernelPanic)."""
-        moves.abandon(move)
-        self.transfers.pop(move, None)  # it is not there when remove_device ended it
-
-    def migrate(self, inos: Iterable[int], device: str, now: float) -> Migration:
-        """Move the pages of these files to another device; those shared with files that stay are copied. They are
-        MOVING until its end.
-
-        Raises NoDevice, NoSpace, CrossDevice (pages of another size) with nothing changed; KernelPanic when a batch
-        or a move has a file, it has pages in host memory, or they are not all on one other device."""
-        return self._begin(tiers.migrate(self._inodes(inos), self._pool(device)), f"migrate to {device}", now)
-
-    def commit_migration(self, migration: Migration, now: float) -> None:
-        """The contents are there: the files are on the other device. Once (KernelPanic)."""
-        moves.commit(migration, now)
-        del self.transfers[migration]
-
-    def abandon_migration(self, migration: Migration) -> None:
-        """The files stay where they are. Ends the migration, once (KernelPanic)."""
-        moves.abandon(migration)
-        self.transfers.pop(migration, None)
-
-    def drop(self, inos: Iterable[int], now: float) -> int:
-        """Give the KV of these files up, without saving it: they are on no device, to be computed again anywhere.
-        Returns the device pages that are free by it.
-
-        Raises KernelPanic when a batch has one of them; one that is being moved is no part of the move any more."""
-        files = self._inodes(inos)
-        for inode in files:
-            if inode.n_leases:
-                raise inode.panic("its KV is to be dropped, and a batch has it")
-        n_free = sum(pool.n_free for pool in self.pools.values())
-        for inode in files:
-            self._leave(inode)
-            inode.note("drop", now)
-        return sum(pool.n_free for pool in self.pools.values()) - n_free
-
-    def _begin(self, transfer: T, what: str, now: float) -> T:
-        self.transfers[transfer] = None
-        for inode in transfer.members.values():
-            inode.note(what, now)
-        return transfer
-
-    def _inodes(self, inos: Iterable[int]) -> list[Inode]:
-        """Each once. Raises KernelPanic when there is no such file."""
-        found = []
-        for ino in dict.fromkeys(inos):
-            inode = self.files.get(ino)
-            if inode is None:
-                raise KernelPanic(f"there is no file #{ino}")
-            found.append(inode)
-        return found

@@ -4,8 +4,8 @@ Tests call `check` after every step, and the kernel when it is idle. It reads ev
 the time is proportional to what is there. The invariants, in words:
 
 Pages (`check_pool`, `check_host_pool`)
-  1. A page's reference count is the number of its holders: each file whose table has it, each tail lease, each lease
-     that writes for its fresh pages, and each move or migration for the pages at both of its ends.
+  1. A page's reference count is the number of its holders: each file whose table has it, each lease that reads a tail
+     or edits, each other lease for its fresh pages, and each move or migration for the pages at both of its ends.
   2. Free pages and used pages are all pages: `n_free` counts the pages without references.
   3. The free extents on file are exactly the maximal runs of free pages, each in the class of its length. Free host
      pages are on the stack once each.
@@ -13,14 +13,14 @@ Pages (`check_pool`, `check_host_pool`)
 Files (`check_file`, `check_holders`)
   4. A file has as many positions as tokens; its table covers the first `n_kv` of them exactly, and has no entry
      twice; `n_host` counts its host entries. A file without a device has no page.
-  5. Only a file with tokens, and the K/V of all of them, has a valid tail.
+  5. Only a file with tokens, and the K/V of all of them, has a valid tail. A file is edited from one of its tokens on.
   6. An inode that nobody holds is gone. `pids`, `n_leases`, `claimed` and `n_links` agree with the open handles,
      leases, claims and names that there are.
 
 Sharing (`check_sharing`, `check_families`)
-  7. A page that two files share has the same place in both tables, with the same pages before it: files share
-     beginnings. As far as both go, their tokens and positions are the same. They are of one family, and all families
-     of two and more are known.
+  7. In a page that two files share, their tokens and positions are the same as far as both go. It has the same place
+     in both tables, with the same pages before it: files share beginnings, and beyond them only what is edited. They
+     are of one family, and all families of two and more are known.
   8. A page that is being written in place is written by one claim, or one rebuild, and nobody needs what is
      overwritten: the K/V of others ends before the first new token; and no tail that is valid, or read by a lease, is
      where a batch in flight stores another.
@@ -29,7 +29,8 @@ Work in flight (`check_lease`, `check_claim`)
   9. A lease that is out is of a living inode, on its device, and uses no host page. Its table covers what it says,
      begins with the pages that it stands on, and ends with its fresh ones; its copies start from the last of those.
      An appending one stands on a resident file, or on the older one of its claim; one that rebuilds is alone, and
-     begins where the file's K/V ends, unless the file was cut.
+     begins where the file's K/V ends, unless the file was cut. One that edits has sources that are resident; its table
+     is pages of those and its fresh ones, and its runs fill each slot of these once, from those.
  10. A claim is held, its inode is claimed, and its leases, two at most and in order, are out.
 
 Moves (`check_transfer`, `check_members`)
@@ -37,24 +38,43 @@ Moves (`check_transfer`, `check_members`)
  12. A file is MOVING exactly when it is a member of a transfer, of one; then no batch has it. Whoever has an old page
      of a move is a member. All pages of a file that migrates do.
 
+Locks, processes (`fsck_locks.py`)
+ 13. A lock, and a wait for one, is of an open handle. Who has a file exclusively is alone. Nobody waits who is first
+     and could have it, or for himself by way of others. Handles are of processes that there are.
+
 Names (`check_names`)
- 13. The directories are a tree; every path in it is within the limits and resolves to what is there.
- 14. Every file that has a name is known, and no number stands for two things.
+ 14. The directories are a tree; every path in it is within the limits and resolves to what is there.
+ 15. Every file that has a name is known, and no number stands for two things.
 
 Devices (`check_devices`)
- 15. A file is placed on a device that exists, which counts it.
+ 16. A file is placed on a device that exists, which counts it.
+
+Quotas (`fsck_quota.py`)
+ 17. Each file is on its owner's bill, and on that of each process that has it open, once, with the pages of its table.
+ 18. A bill adds up: its files and, for users, directories, their pages by tier, bytes, and the pages that leases in
+     flight have reserved. It has no more files and pages, those reserved included, than are allowed.
+
+Pins (`fsck_pins.py`)
+ 19. A pin is of a file that is there, and of an open handle, each of which has one at most, or has a time. Advice is on
+     files that are there. No more of a device is kept than may be.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from kvfs.access import KERNEL
 from kvfs.cow import n_pages_for, overwrites_tail
+from kvfs.directory import Directory
+from kvfs.editing import EditLease
 from kvfs.fs import Kvfs
+from kvfs.fsck_locks import check_locks, check_processes
+from kvfs.fsck_pins import check_pins
+from kvfs.fsck_quota import check_bills
 from kvfs.inode import Inode, Residency
 from kvfs.lease import N_APPENDS, Claim, Lease, LeaseKind, LeaseState
+from kvfs.loads import Load
 from kvfs.moves import Migration, Move, MoveKind, Transfer, TransferState
-from kvfs.namespace import Directory
 from kvfs.pages import PagePool
 from kvfs.table import PageTable, host_entry, is_host, n_host
 from sdk.abi.errors import SyscallError
@@ -86,8 +106,8 @@ def counts(fs: Kvfs) -> Counts:
     )
 
 
-def check(fs: Kvfs) -> list[str]:
-    """Every broken invariant, one line each; empty when all hold."""
+def check(fs: Kvfs, pids: Collection[int] | None = None) -> list[str]:
+    """Every broken invariant, one line each; empty when all hold. `pids` are the processes that there are, if known."""
     return [
         *(line for pool in fs.pools.values() for line in check_pool(fs, pool)),
         *(line for pool in fs.pools.values() for line in check_host_pool(fs, pool)),
@@ -99,8 +119,12 @@ def check(fs: Kvfs) -> list[str]:
         *(line for claim in fs.claims for line in check_claim(fs, claim)),
         *(line for transfer in fs.transfers for line in check_transfer(fs, transfer)),
         *check_members(fs),
+        *check_locks(fs),
+        *check_processes(fs, pids),
         *check_names(fs),
         *check_devices(fs),
+        *check_bills(fs),
+        *check_pins(fs),
     ]
 
 
@@ -115,7 +139,7 @@ def _held(fs: Kvfs, pool: PagePool) -> "Counter[int]":
             held.update(inode.table)
     for lease in fs.leases:
         if lease.pool is pool:
-            held.update(lease.pages if lease.kind is LeaseKind.TAIL else lease.fresh)
+            held.update(lease.pages if lease.kind in (LeaseKind.TAIL, LeaseKind.EDIT) else lease.fresh)
     for transfer in fs.transfers:
         if transfer.pool_from is pool:
             held.update(transfer.entries_from)
@@ -181,6 +205,8 @@ def check_file(inode: Inode) -> Iterator[str]:
         yield f"{name}: KV of {inode.n_kv} tokens in {n_pages} pages on no device"
     if inode.n_host != n_host(inode.table):
         yield f"{name}: {inode.n_host} of its pages are counted in host memory and {n_host(inode.table)} are"
+    if inode.edited is not None and not 0 <= inode.edited.at < n_tokens:
+        yield f"{name}: edited from token {inode.edited.at} of {n_tokens} on"
     if inode.tail_valid and not 0 < n_tokens == inode.n_kv:
         yield f"{name}: a valid tail of {n_tokens} tokens with the KV of {inode.n_kv}"
 
@@ -189,7 +215,7 @@ def check_holders(fs: Kvfs) -> Iterator[str]:
     pids: dict[int, list[int]] = {}
     for f in fs.open_files:
         pids.setdefault(f.inode.ino, []).append(f.pid)
-    n_leases = Counter(lease.inode.ino for lease in fs.leases)
+    n_leases = Counter(inode.ino for lease in fs.leases for inode in lease.inodes)
     n_claims = Counter(claim.inode.ino for claim in fs.claims)
     for ino, inode in fs.files.items():
         if not inode.is_held:
@@ -221,20 +247,22 @@ def check_sharing(fs: Kvfs) -> Iterator[str]:
     writers: Writers = {}
     for lease in fs.leases:
         is_cut = lease.kind is LeaseKind.REBUILD and not lease.inode.n_rebuilt  # what it writes is nobody's any more
-        if lease.kind is not LeaseKind.TAIL and not is_cut:
+        if lease.n_new and not is_cut:
             yield from _check_write(fs, lease, holders, writers)
 
 
 def _check_shared(name: str, held: list[tuple[Inode, int]]) -> Iterator[str]:
     """One page against all files that have it, each with the place of the page in its table."""
-    a, i = max(held, key=lambda h: h[0].n_kv)
+    assert held[0][0].pool is not None
+    size = held[0][0].pool.page_size
+    a, i = max(held, key=lambda h: h[0].n_kv - h[1] * size)
     for b, j in held:
-        if i != j or a.table[max(i - 1, 0) : i] != b.table[max(i - 1, 0) : i]:
+        is_edited = any(f.edited is not None and f.edited.at <= at * size for f, at in ((a, i), (b, j)))
+        if not is_edited and (i != j or a.table[max(i - 1, 0) : i] != b.table[max(i - 1, 0) : i]):
             yield f"{name} is not of a common beginning of files #{a.ino} and #{b.ino}"
-            continue
-        assert b.pool is not None
-        slots = slice(i * b.pool.page_size, min(b.n_kv, (i + 1) * b.pool.page_size))
-        if a.tokens[slots] != b.tokens[slots] or a.positions[slots] != b.positions[slots]:
+        n = min(size, b.n_kv - j * size)
+        here, there = (slice(at * size, at * size + n) for at in (i, j))
+        if a.tokens[here] != b.tokens[there] or a.positions[here] != b.positions[there]:
             yield f"{name} is shared by files #{a.ino} and #{b.ino}, which differ in their tokens"
         if a.family != b.family:
             yield f"{name} is shared by files #{a.ino} and #{b.ino}, which are no relatives"
@@ -256,8 +284,9 @@ def _check_write(fs: Kvfs, lease: Lease, holders: Holders, writers: Writers) -> 
         writer = lease.claim or lease
         if writers.setdefault((lease.device, page), writer) is not writer:
             yield f"{lease.device}: page {page} is written in place {me} and for somebody else"
-        for inode, _ in holders.get((lease.device, page), ()):
-            if inode.n_kv > lease.n_before + lease.n_again:
+        size, is_again = lease.pool.page_size, lease.n_again if lease.inode.edited is None else 0
+        for inode, at in holders.get((lease.device, page), ()):
+            if inode.n_kv - at * size > lease.n_before - first * size + is_again:
                 yield f"{lease.device}: page {page} is written in place {me} and file #{inode.ino} needs what is there"
 
 
@@ -283,7 +312,8 @@ def check_lease(fs: Kvfs, lease: Lease) -> Iterator[str]:
         yield f"{name}: the file is gone"
     if fs.pools.get(lease.device) is not lease.pool:
         yield f"{name}: its device {lease.device} is gone"
-    if len(lease.pages) != n_pages_for(lease.n_end, lease.pool.page_size) or n_host(lease.pages):
+    n_end = len(lease.edit.tokens) if isinstance(lease, EditLease) else lease.n_end
+    if len(lease.pages) != n_pages_for(n_end, lease.pool.page_size) or n_host(lease.pages):
         yield f"{name}: the pages {lease.pages.tolist()} for {lease.n_before} and {lease.n_new} tokens"
     if not lease.n_new == len(lease.tokens) == len(lease.positions):
         yield f"{name}: {lease.n_new} new tokens, {len(lease.tokens)} given with {len(lease.positions)} positions"
@@ -292,6 +322,8 @@ def check_lease(fs: Kvfs, lease: Lease) -> Iterator[str]:
             yield f"{name}: reads the tail and would write"
     elif lease.kind is LeaseKind.APPEND:
         yield from _check_append(name, lease)
+    elif isinstance(lease, EditLease):
+        yield from _check_edit(name, lease)
     elif inode.n_rebuilt:
         slots = slice(inode.n_kv, inode.n_rebuilt)
         if inode.n_leases != 1 or (lease.n_before, lease.n_end) != (inode.n_kv, inode.n_rebuilt):
@@ -317,6 +349,24 @@ def _check_append(name: str, lease: Lease) -> Iterator[str]:
     if lease.n_before + lease.n_again != n_end or lease.pool is not inode.pool:
         yield f"{name}: the file has moved on under it"
     yield from _check_pages(name, lease, table)
+
+
+def _check_edit(name: str, lease: EditLease) -> Iterator[str]:
+    edit, size = lease.edit, lease.pool.page_size
+    for source in edit.sources:
+        if source.residency is not Residency.RESIDENT or source.pool is not lease.pool:
+            yield f"{name}: its source #{source.ino} is {source.residency.value}, or elsewhere"
+    if not edit.claim.is_held or lease.inode.moving:
+        yield f"{name}: its target is moving, or not claimed"
+    theirs = {page for source in edit.sources for page in source.table}
+    if not theirs.issuperset(set(lease.pages) - set(lease.fresh)) or not theirs.isdisjoint(lease.fresh):
+        yield f"{name}: its table is other than pages of its sources and fresh ones"
+    read = {page for page, *_ in lease.runs}
+    written = sorted((page, slot_to + i) for _, _, page, slot_to, n, _ in lease.runs for i in range(n))
+    n_tokens, fresh = len(edit.tokens), set(lease.fresh)
+    slots = [(p, i) for k, p in enumerate(lease.pages) for i in range(min(size, n_tokens - k * size)) if p in fresh]
+    if not theirs.issuperset(read) or written != sorted(slots):
+        yield f"{name}: its runs do not fill its fresh pages from those of its sources"
 
 
 def _check_pages(name: str, lease: Lease, table: "PageTable[int]") -> Iterator[str]:
@@ -345,7 +395,8 @@ def check_transfer(fs: Kvfs, transfer: Transfer) -> Iterator[str]:
     for pool, entries in ((transfer.pool_from, transfer.entries_from), (transfer.pool_to, transfer.entries_to)):
         if fs.pools.get(pool.name) is not pool:
             yield f"{name}: device {pool.name} is gone"
-        if len(set(entries)) != len(entries) or len(entries) != len(transfer.entries_from):
+        n_paired = len(entries) if isinstance(transfer, Load) else len(transfer.entries_from)
+        if len(set(entries)) != len(entries) or len(entries) != n_paired:
             yield f"{name}: {len(transfer.entries_from)} pages, and {len(set(entries))} different ones at one end"
     kind = transfer.kind if isinstance(transfer, Move) else None
     for entries, is_right in (
@@ -387,7 +438,7 @@ def check_names(fs: Kvfs) -> Iterator[str]:
     directories = {names.root.ino}
     for path, node in names.walk(names.root):
         try:
-            if names.find(path) is not node:
+            if names.find(path, KERNEL, 0.0) is not node:
                 yield f"{path}: resolves to something else"
         except SyscallError as e:
             yield f"{path}: cannot be reached: {e}"

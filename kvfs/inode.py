@@ -31,8 +31,8 @@ committed. Truncating is refused while somebody else has the claim, since the wr
 are computed again nobody writes, but anybody may truncate: then what was computed is of no use (`n_rebuilt`).
 
 Which module changes what: `n_links` is namespace.py's, `pids` openfile.py's, `claimed` and `n_leases` lease.py's,
-`moving` moves.py's, `family` family.py's; lease.py and moves.py also commit. Never add here: names, permissions,
-how pages are found.
+`moving` moves.py's, `family` family.py's, `owner`, `group` and `mode` fs.py's; lease.py and moves.py also commit. Never
+add here: names, who may do what, how pages are found.
 """
 
 from array import array
@@ -41,12 +41,13 @@ from enum import Enum
 from typing import ClassVar
 
 from kvfs import cow
+from kvfs.access import OPERATOR_NAME, Who, fresh_mode
 from kvfs.pages import PagePool
+from kvfs.quota import NOBODY, NOTHING, Bill, Held
 from kvfs.table import NO_PAGES, is_host, n_host
 from sdk.abi.errors import Busy, CrossDevice, InvalidArgument, KernelPanic
 from sdk.abi.values import FileKind, Stat
 
-FILE_MODE = 0o644  # everybody reads, the owner writes
 N_EVENTS = 32  # of an inode's story, the newest
 
 
@@ -57,6 +58,17 @@ class Residency(Enum):
     PARTIAL = "partial"  # place it, compute it again
     SWAPPED = "swapped"  # move it back in
     MOVING = "moving"  # wait for the end of the move
+
+
+class Edited:
+    """Tokens from `at` on have K/V that was computed in another context, or with a look at such (`edit.py`). An
+    immutable value, known by its identity: files that have the same one have the same K/V wherever they have the same
+    tokens from the beginning."""
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: int) -> None:
+        self.at = at
 
 
 WAIT_FOR = {
@@ -71,17 +83,25 @@ class Inode:
 
     kind: ClassVar = FileKind.FILE
     __slots__ = (
+        "bill",
+        "billed",
         "claimed",
         "created_s",
+        "edited",
         "family",
+        "group",
+        "holders",
         "ino",
+        "mode",
         "modified_s",
         "moving",
         "n_host",
         "n_kv",
         "n_leases",
         "n_links",
+        "n_opens",
         "n_rebuilt",
+        "n_unread",
         "owner",
         "pids",
         "pool",
@@ -89,19 +109,28 @@ class Inode:
         "story",
         "table",
         "tail_valid",
+        "tenant",
         "tokens",
         "used_s",
     )
 
-    def __init__(self, ino: int, owner: str, now: float) -> None:
+    def __init__(self, ino: int, who: Who, now: float) -> None:
         self.ino = ino
-        self.owner = owner
+        self.owner = who.user
+        self.group = who.group
+        self.mode = fresh_mode(who)
+        self.tenant = who.tenant or OPERATOR_NAME  # whose share of a device its pages count for
         self.family = ino  # number shared by the files that were forked from one another
         self.created_s = now
         self.modified_s = now
         self.used_s = now  # opened, forked, or its tail read; writing is `modified_s`
+        # Who pays for it.
+        self.bill: Bill = NOBODY  # its owner's
+        self.holders: dict[int, Bill] = {}  # of the processes that have it open, by pid
+        self.billed = NOTHING
         # Who holds it.
         self.n_links = 0
+        self.n_opens = 0  # handles there ever were
         self.pids: list[int] = []  # one for each open handle: the process that has it
         self.claimed = False
         self.n_leases = 0  # out; those of the claim, those that read the tail, and that which computes again
@@ -109,11 +138,13 @@ class Inode:
         self.tokens = array("I")
         self.positions = array("I")
         self.tail_valid = False  # only when all K/V is there, and never when a batch in flight writes over it
+        self.edited: Edited | None = None  # until the K/V from there on is computed again, or cut off
         # Where it is.
         self.pool: PagePool | None = None
         self.table = NO_PAGES  # replaced, never changed; covers the first `n_kv` tokens exactly
         self.n_kv = 0
         self.n_host = 0  # entries of the table in host memory
+        self.n_unread = 0  # tokens that are on disk and not read yet: then there are none here, and nobody has it open
         self.n_rebuilt = 0  # what `n_kv` will be when the batch that computes again is committed; 0: there is none
         self.moving = False
         self.story: deque[tuple[float | None, str]] = deque(maxlen=N_EVENTS)
@@ -147,7 +178,7 @@ class Inode:
         return Stat(
             ino=self.ino,
             kind=self.kind,
-            n_tokens=len(self.tokens),
+            n_tokens=self.n_unread or len(self.tokens),
             n_resident=self.n_resident,
             n_pages=len(self.table) - self.n_host,
             n_host_pages=self.n_host,
@@ -155,10 +186,14 @@ class Inode:
             n_links=self.n_links,
             n_open=len(self.pids),
             owner=self.owner,
-            mode=FILE_MODE,
+            mode=self.mode,
             worker=self.pool.name if self.pool and self.table else None,
             created_s=self.created_s,
             modified_s=self.modified_s,
+            group=self.group,
+            used_s=self.used_s,
+            n_opens=self.n_opens,
+            edited=self.edited is not None,
         )
 
     # --- where it is ---
@@ -199,6 +234,8 @@ class Inode:
         child.positions = self.positions[:]
         child.n_kv, child.n_host = self.n_kv, self.n_host
         child.tail_valid = self.tail_valid
+        child.edited = self.edited
+        child.settle()
         self.note(f"fork into #{child.ino}")
 
     def truncate(self, n_tokens: int, now: float) -> None:
@@ -212,6 +249,8 @@ class Inode:
         self.cut_kv(n_tokens)
         del self.tokens[n_tokens:]
         del self.positions[n_tokens:]
+        if self.edited is not None and n_tokens <= self.edited.at:
+            self.edited = None
         self.tail_valid = False
         self.modified_s = now
         self.note(f"truncate to {n_tokens}", now)
@@ -225,12 +264,23 @@ class Inode:
         self.n_host = self.n_host and n_host(self.table)
         self.n_rebuilt = 0
         self.tail_valid = False
+        self.settle()
 
     def leave(self) -> None:
         """Be on no device: the pages are dropped, the device is removed, or the inode dies."""
         self.cut_kv(0)
         self.n_rebuilt = 0
         self.move_to(None)
+
+    def settle(self) -> None:
+        """Put on the bills what is in the table. For whoever has changed that."""
+        n, n_host = len(self.table), self.n_host
+        held = Held(n - n_host, n_host, 0 if self.pool is None else n * self.pool.page_bytes)
+        if held != self.billed:
+            self.bill.change(self.billed, held)
+            for bill in self.holders.values():
+                bill.change(self.billed, held)
+            self.billed = held
 
     # --- its story ---
 

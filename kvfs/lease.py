@@ -15,7 +15,7 @@ pages. So abandoning gives back the fresh pages and that is all, whether a copy 
 tail is different: a batch may have run before it was abandoned, so a tail that it writes over (`cow.py`) is not
 valid from the lease on. A file that lost its tail so, or by truncation, gets it back by a lease that computes its
 last token again, with or without more after it: the K/V written is what was there, so whoever shares the page by
-then may go on reading it.
+then may go on reading it. Not so in an *edited* file, whose K/V is of another context: there the page is copied.
 
 A page is written in place or copied as things are when the lease is taken. If the file is forked between two leases
 of its claim, the second one copies the page that the first one writes in place, after the batch of the first.
@@ -32,18 +32,20 @@ Batches run in order on a device. So pages dropped when a lease ends can be hand
 them next runs after the batch that had them, even if an abandoned batch is still on its way. An abandoned lease
 whose batch is not sent yet must be taken out of that batch.
 
-Called by fs.py alone, which keeps the sets of what is out. Never add here: batches, jobs, devices.
+A lease of an **edit** reads pages of some files and fills fresh ones for another: see `editing.py`.
+
+Called by `work.py` and `editing.py`, which keep the sets of what is out. Never add here: batches, jobs, devices.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 
 from kvfs import cow
-from kvfs.inode import Inode, Residency
+from kvfs.inode import Edited, Inode, Residency
 from kvfs.pages import PagePool
 from kvfs.table import NO_PAGES, PageTable
-from sdk.abi.errors import Busy, InvalidArgument
+from sdk.abi.errors import Busy, InvalidArgument, QuotaExceeded
 
 NO_TOKENS = array("I")
 N_APPENDS = 2  # leases of one claim: the running batch's, and one ahead of it
@@ -64,6 +66,7 @@ class LeaseKind(Enum):
     APPEND = "append"
     TAIL = "tail"
     REBUILD = "rebuild"
+    EDIT = "edit"
 
 
 class Claim:
@@ -110,9 +113,11 @@ class Lease:
         "copies",
         "fresh",
         "inode",
+        "masked",
         "n_again",
         "n_before",
         "n_new",
+        "n_reserved",
         "pages",
         "pool",
         "positions",
@@ -147,6 +152,8 @@ class Lease:
         self.n_new = len(tokens)
         self.n_again = n_again  # the first of `tokens` are the file's last ones, computed once more
         self.chained = chained  # its one token is what the batch before draws: 0 until `resolve`
+        self.masked = False  # some of its tokens do not see all before them: whoever sends the batch says so
+        self.n_reserved = 0  # pages on its owner's bill until it ends
         self.tail_lost = False  # a batch behind it, abandoned or not, writes over the tail that it stores
         self.state = OUT
 
@@ -164,6 +171,22 @@ class Lease:
     def n_end(self) -> int:
         """Tokens that its pages hold when the batch has run."""
         return self.n_before + self.n_new
+
+    # What becomes of a lease that computes nothing; one of an edit has its own ways (`editing.py`).
+
+    @property
+    def inodes(self) -> Iterable[Inode]:
+        """The files that it keeps as they are."""
+        return (self.inode,)
+
+    def took(self, now: float) -> None:
+        """The batch has read the tail."""
+        self.pool.drop(self.pages)
+        self.inode.used_s = now
+
+    def let_go(self) -> None:
+        """It has not."""
+        self.pool.drop(self.pages)
 
 
 # --- taking one ---
@@ -203,8 +226,11 @@ def append(claim: Claim, tokens: Sequence[int], positions: Sequence[int] | None,
         raise InvalidArgument(f"{n_new} tokens with {len(at)} positions: give one or more, and as many of each")
     if n_again or chained:
         _check_special(inode, new, at, n_again, chained)
-    pages, fresh, copies = cow.grow(pool, table, n_before, n_new)
+    aside = n_again > 0 and inode.edited is not None
+    pages, fresh, copies = cow.grow(pool, table, n_before, n_new, aside=aside)
+    n_reserved = _reserve(inode, pool, fresh, copies) if fresh else 0
     lease = Lease(inode, pool, claim, pages, fresh, copies, new, at, n_before, n_again, chained)
+    lease.n_reserved = n_reserved
     n_end = n_before + n_new
     if out and not n_new & 1 and cow.overwrites_tail(pages, n_end, table, n_before):
         ahead_of.tail_lost = True
@@ -213,6 +239,17 @@ def append(claim: Claim, tokens: Sequence[int], positions: Sequence[int] | None,
     out.append(lease)
     inode.n_leases += 1
     return lease
+
+
+def _reserve(inode: Inode, pool: PagePool, fresh: "PageTable[int]", copies: cow.Copies) -> int:
+    """Put the pages by which the file grows on its owner's bill. Raises QuotaExceeded, having given back the fresh."""
+    n = len(fresh) - len(copies)
+    try:
+        inode.bill.reserve(n)
+    except QuotaExceeded:
+        pool.drop(fresh)
+        raise
+    return n
 
 
 def _check_special(inode: Inode, new: "array[int]", at: "array[int]", n_again: int, chained: bool) -> None:
@@ -260,9 +297,12 @@ def rebuild(inode: Inode, n_max: int) -> Lease:
     slots = slice(n_before, n_before + n_max)
     tokens, positions = inode.tokens[slots], inode.positions[slots]
     pages, fresh, copies = cow.grow(pool, inode.table, n_before, len(tokens))
+    n_reserved = _reserve(inode, pool, fresh, copies) if fresh else 0
     inode.n_rebuilt = n_before + len(tokens)
     inode.n_leases += 1
-    return Lease(inode, pool, None, pages, fresh, copies, tokens, positions, n_before)
+    lease = Lease(inode, pool, None, pages, fresh, copies, tokens, positions, n_before)
+    lease.n_reserved = n_reserved
+    return lease
 
 
 # --- ending it ---
@@ -294,18 +334,33 @@ def commit(lease: Lease, now: float) -> None:
         inode.tokens.extend(lease.tokens[lease.n_again :] if lease.n_again else lease.tokens)
         inode.positions.extend(lease.positions[lease.n_again :] if lease.n_again else lease.positions)
         inode.tail_valid = not lease.tail_lost
+        if lease.masked:
+            at = lease.n_before if inode.edited is None else inode.edited.at
+            inode.edited = Edited(at)  # another than its forks have, whose next tokens may see more
+        elif lease.n_again:
+            inode.edited = _edited_still(inode.edited, lease)
         inode.modified_s = now
     elif not lease.n_new:
-        lease.pool.drop(lease.pages)
-        inode.used_s = now
+        lease.took(now)
     elif inode.n_rebuilt:
         inode.n_rebuilt = 0
         _take_table(lease)
         inode.tail_valid = inode.n_kv == len(inode.tokens)
+        inode.edited = _edited_still(inode.edited, lease)
     else:
         lease.pool.drop(lease.fresh)  # the file was cut meanwhile
     lease.state = COMMITTED
+    if lease.n_reserved:
+        inode.bill.n_reserved -= lease.n_reserved
     inode.n_leases -= 1
+
+
+def _edited_still(edited: Edited | None, lease: Lease) -> Edited | None:
+    """What is left of an edit when tokens of the file were computed again: nothing if they were all that was edited,
+    and otherwise an edit of its own, since relatives have other K/V of those tokens."""
+    if edited is None or edited.at >= lease.n_end:
+        return edited
+    return None if lease.n_before <= edited.at else Edited(edited.at)
 
 
 def _take_table(lease: Lease) -> None:
@@ -314,6 +369,8 @@ def _take_table(lease: Lease) -> None:
     if lease.copies:
         lease.pool.drop(inode.table[-1:])  # the copy took its place
     inode.table = lease.pages
+    if lease.fresh:
+        inode.settle()
     inode.n_kv = lease.n_before + lease.n_new
 
 
@@ -338,8 +395,9 @@ def lose(lease: Lease) -> None:
 def _give_back(lease: Lease) -> None:
     inode = lease.inode
     inode.n_leases -= 1
+    inode.bill.n_reserved -= lease.n_reserved
     if lease.claim is None and not lease.n_new:
-        lease.pool.drop(lease.pages)
+        lease.let_go()
         return
     if lease.claim is not None:
         lease.claim.leases.remove(lease)

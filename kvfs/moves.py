@@ -141,8 +141,9 @@ def commit(transfer: Transfer, now: float) -> None:
         inode.table, inode.n_host = table, n_host(table)
         if pool_to is not pool_from:
             inode.move_to(pool_to)
+        inode.settle()
         inode.note(f"moved, {inode.n_host} of its {len(table)} pages in the host memory of {pool_to.name}", now)
-    _end(transfer, TransferState.COMMITTED)
+    end(transfer, TransferState.COMMITTED)
 
 
 def abandon(transfer: Transfer) -> None:
@@ -152,15 +153,16 @@ def abandon(transfer: Transfer) -> None:
         return
     if transfer.state is not TransferState.OUT:
         raise KernelPanic(f"a move of {len(transfer.entries_to)} pages is abandoned that is {transfer.state.value}")
-    _end(transfer, TransferState.ABANDONED)
+    end(transfer, TransferState.ABANDONED)
 
 
 def lose(transfer: Transfer) -> None:
     """One of the devices is removed."""
-    _end(transfer, TransferState.LOST)
+    end(transfer, TransferState.LOST)
 
 
-def _end(transfer: Transfer, state: TransferState) -> None:
+def end(transfer: Transfer, state: TransferState) -> None:
+    """Let go of all pages and members."""
     for inode in transfer.members.values():
         inode.moving = False
     transfer.members.clear()

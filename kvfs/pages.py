@@ -51,11 +51,12 @@ class PagePool:
         "n_free",
         "n_pages",
         "name",
+        "page_bytes",
         "page_size",
         "refs",
     )
 
-    def __init__(self, name: str, n_pages: int, page_size: int, n_host_pages: int = 0) -> None:
+    def __init__(self, name: str, n_pages: int, page_size: int, n_host_pages: int = 0, page_bytes: int = 0) -> None:
         """Raises InvalidArgument when there is no page, or no slot in it, or more than entries can tell apart."""
         if not 1 <= n_pages < N_PAGES_MAX or page_size < 1:
             raise InvalidArgument(f"device {name} needs at least one page of one token: not {n_pages} of {page_size}")
@@ -63,6 +64,7 @@ class PagePool:
         self.host = HostPool(name, n_host_pages)
         self.n_pages = n_pages
         self.page_size = page_size
+        self.page_bytes = page_bytes  # of K/V in one, as the worker has it; for what users are charged
         self.n_free = 0
         self.n_files = 0  # kept by `Inode.move_to`
         # Holders of each page. A list, since its items are read and written twice as fast as an array's.

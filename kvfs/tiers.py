@@ -5,6 +5,10 @@ them needs: all their holders are among those files, or are files that could not
 RESIDENT, and no batch or move has them). The latter go along, since a page is in one place for all who share it. A
 page that somebody else computes with stays, in the tables of those who leave too; it costs nothing to keep.
 
+Of a file whose beginning is to stay, because it is pinned (`pins.py`) or for another reason of the caller's, only
+the pages behind that leave; and whoever shares the beginning keeps it too. `kept` has the number of leading pages on
+the device that stay, by inode number.
+
 Host pages come back for all who share them at once, for the same reason.
 
 Called by fs.py. Never add here: which files should go, or when. That is policy, and the kernel's.
@@ -12,7 +16,9 @@ Called by fs.py. Never add here: which files should go, or when. That is policy,
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kvfs.family import Families
@@ -21,6 +27,9 @@ from kvfs.moves import Migration, Move, MoveKind
 from kvfs.pages import PagePool
 from kvfs.table import is_host
 from sdk.abi.errors import Busy, CrossDevice, KernelPanic
+
+Kept = Mapping[int, int]
+NOTHING_KEPT: Kept = MappingProxyType({})
 
 
 class FileFacts(NamedTuple):
@@ -36,12 +45,15 @@ class FileFacts(NamedTuple):
     n_leases: int  # batches in flight
     moving: bool
     used_s: float  # when it was last opened or forked, or a batch of it was committed
+    tenant: str  # whose it is
+    edited: bool = False  # computing its tokens again would give another KV
+    n_durable: int = 0  # leading tokens whose KV is on disk as well
 
 
-def facts(inode: Inode) -> FileFacts:
+def facts(inode: Inode, n_durable: int = 0) -> FileFacts:
     return FileFacts(
         ino=inode.ino,
-        pids=tuple(sorted(set(inode.pids))),
+        pids=tuple(sorted(set(inode.pids))) if inode.pids else (),
         n_tokens=len(inode.tokens),
         n_kv=inode.n_kv,
         n_pages=len(inode.table) - inode.n_host,
@@ -50,17 +62,42 @@ def facts(inode: Inode) -> FileFacts:
         n_leases=inode.n_leases,
         moving=inode.moving,
         used_s=max(inode.used_s, inode.modified_s),
+        tenant=inode.tenant,
+        edited=inode.edited is not None,
+        n_durable=n_durable,
     )
 
 
-def reclaimable(files: Sequence[Inode], families: Families) -> int:
+def reclaimable(files: Sequence[Inode], families: Families, kept: Kept = NOTHING_KEPT) -> int:
     """Device pages that would be free if all these files left. Those that a batch or a move has stay as they are."""
     idle = [inode for inode in files if not inode.n_leases and not inode.moving]
     pool = _pool_of(idle)
-    return len(_movable(pool, idle, _bystanders(pool, idle, families))) if pool is not None else 0
+    return len(_movable(pool, idle, _bystanders(pool, idle, families), kept)) if pool is not None else 0
 
 
-def swap_out(files: Sequence[Inode], families: Families) -> Move | None:
+def leaving(files: Sequence[Inode], families: Families, kept: Kept = NOTHING_KEPT) -> list[Inode]:
+    """Those of the files that would bring a page, by themselves or together, if all of them left."""
+    pool = _pool_of(files)
+    if pool is None:
+        return []
+    pages = set(_movable(pool, files, _bystanders(pool, files, families), kept))
+    return [inode for inode in files if not pages.isdisjoint(inode.table)]
+
+
+def n_distinct(files: Iterable[Inode], *, in_host: bool = False) -> int:
+    """Pages of one tier that these files of one device have, each once."""
+    return len({entry for inode in files for entry in inode.table if is_host(entry) is in_host})
+
+
+def n_leading(inode: Inode, n_kept: int) -> int:
+    """How many leading entries of a file's table there are up to its `n_kept`th page on the device."""
+    if not inode.n_host or not n_kept:
+        return min(n_kept, len(inode.table))
+    on_device = (i for i, entry in enumerate(inode.table, 1) if not is_host(entry))
+    return next(islice(on_device, n_kept - 1, None), len(inode.table))
+
+
+def swap_out(files: Sequence[Inode], families: Families, kept: Kept = NOTHING_KEPT) -> Move | None:
     """Move what these files alone need to host memory; None when that is nothing. Raises NoSpace with nothing
     changed; KernelPanic when a batch or a move has one of them."""
     _need_idle(files)
@@ -68,7 +105,7 @@ def swap_out(files: Sequence[Inode], families: Families) -> Move | None:
     if pool is None:
         return None
     bystanders = _bystanders(pool, files, families)
-    pages = _movable(pool, files, bystanders)
+    pages = _movable(pool, files, bystanders, kept)
     if not pages:
         return None
     entries = array("I", pages)
@@ -142,10 +179,11 @@ def _bystanders(pool: PagePool, files: Sequence[Inode], families: Families) -> l
     return found
 
 
-def _movable(pool: PagePool, files: Sequence[Inode], bystanders: Sequence[Inode]) -> list[int]:
-    """The device pages of these files that only they and the bystanders hold, file by file."""
+def _movable(pool: PagePool, files: Sequence[Inode], bystanders: Sequence[Inode], kept: Kept) -> list[int]:
+    """The device pages of these files that only they and the bystanders hold, file by file. A page that one of them
+    keeps is held by that one, which does not give it up."""
     held: Counter[int] = Counter()
     for inode in (*files, *bystanders):
-        held.update(inode.table)
-    own = dict.fromkeys(entry for inode in files for entry in inode.table)
+        held.update(inode.table[n_leading(inode, kept.get(inode.ino, 0)) :])
+    own = dict.fromkeys(entry for inode in files for entry in inode.table[n_leading(inode, kept.get(inode.ino, 0)) :])
     return [entry for entry in own if not is_host(entry) and held[entry] == pool.refs[entry]]

@@ -1,29 +1,22 @@
 """`lip`: run programs, and look after the kernel they run in.
 
 Every command talks to the kernel over its unix socket (`sdk/client.py`); `lip run` starts a kernel of its own when
-none is there. Errors are one line on standard error. Exit status: the program's own; 2 for wrong use; 1 when the
-kernel refused; 130 after Ctrl-C.
+none is there. The commands on files are in `sdk/cli_fs.py`. Errors are one line on standard error. Exit status: the
+program's own; 2 for wrong use; 1 when the kernel refused; 130 after Ctrl-C.
 """
 
-import asyncio
 import shlex
-import signal
-import sys
-from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from sdk.client import Client, KernelError, NoKernel
+from sdk.cli_fs import files
+from sdk.client import Client
+from sdk.command import WRONG_USE, Json, execute, print_json, table, with_kernel
 from sdk.recording import record
 from sdk.runner import Run, complain
 from sdk.top import watch
-
-WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
 
 app = typer.Typer(
     name="lip",
@@ -36,6 +29,7 @@ app = typer.Typer(
 )
 worker = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The workers that serve the model.")
 app.add_typer(worker, name="worker")
+app.add_typer(files)
 
 Socket = Annotated[Path | None, typer.Option("--socket", help="the kernel's socket, if it is not where it usually is")]
 
@@ -48,50 +42,6 @@ def options(ctx: typer.Context, socket: Socket = None) -> None:
 def main() -> None:
     """The console script."""
     app()
-
-
-# --- running commands -------------------------------------------------------------------------------------------
-
-
-def execute(command: Coroutine[Any, Any, int | None]) -> None:
-    """Run a command to its exit status. Whatever ends it, it ends in order."""
-
-    async def interruptible() -> int | None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, task.cancel)
-        return await command
-
-    try:
-        status = asyncio.run(interruptible())
-    except asyncio.CancelledError:
-        status = INTERRUPTED
-    except KernelError as e:
-        complain(str(e))
-        status = WRONG_USE if isinstance(e, NoKernel) or 400 <= e.status < 500 else FAILED
-    raise typer.Exit(status or 0)
-
-
-def with_kernel(ctx: typer.Context, command: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
-    """Run a command that needs a running kernel."""
-
-    async def connected() -> None:
-        async with Client(ctx.obj) as client:
-            await command(client)
-
-    execute(connected())
-
-
-def table(rows: Sequence[Sequence[object]], *head: str) -> None:
-    """Columns on standard output, never cut where nobody sees a screen."""
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
-    grid = Table(*head, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
-    with console.capture() as capture:
-        console.print(grid)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 # --- run --------------------------------------------------------------------------------------------------------
@@ -128,14 +78,12 @@ def run(
 
 
 @app.command()
-def ps(
-    ctx: typer.Context, json: Annotated[bool, typer.Option("--json", help="all that is known, as JSON")] = False
-) -> None:
+def ps(ctx: typer.Context, json: Json = False) -> None:
     """List running programs: what each does or waits for, and what it has used so far."""
 
     async def show(client: Client) -> None:
         if json:
-            print(msgspec.json.format(msgspec.json.encode(await client.ps()), indent=2).decode())
+            print_json(await client.ps())
             return
         rows = [
             (
@@ -199,45 +147,6 @@ def programs(ctx: typer.Context) -> None:
         table([(p["name"], p["doc"]) for p in await client.programs()], "NAME", "WHAT IT DOES")
 
     with_kernel(ctx, show)
-
-
-@app.command()
-def ls(ctx: typer.Context, path: Annotated[str, typer.Argument(help="a directory")] = "/") -> None:
-    """List KV files."""
-
-    async def show(client: Client) -> None:
-        rows = [
-            (
-                "d" if f["kind"] == "directory" else "-",
-                f["owner"],
-                f["n_tokens"],
-                f["n_pages"],
-                f["n_shared_pages"],
-                f["n_open"],
-                f["name"] + ("/" if f["kind"] == "directory" else ""),
-            )
-            for f in await client.ls(path)
-        ]
-        table(rows, "KIND", "OWNER", "TOKENS", "PAGES", "SHARED", "OPEN", "NAME")
-
-    with_kernel(ctx, show)
-
-
-@app.command()
-def stat(ctx: typer.Context, path: str) -> None:
-    """Show what is known of one KV file."""
-
-    async def show(client: Client) -> None:
-        for name, value in (await client.stat(path)).items():
-            print(f"{name:>14}  {value}")
-
-    with_kernel(ctx, show)
-
-
-@app.command()
-def rm(ctx: typer.Context, path: str) -> None:
-    """Remove a KV file, or an empty directory."""
-    with_kernel(ctx, lambda client: client.rm(path))
 
 
 @worker.command("list")

@@ -11,7 +11,7 @@ failure is a `KernelError` of one line.
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 import msgspec
@@ -20,6 +20,8 @@ from msgspec import UNSET, Struct, UnsetType
 from sdk.abi.paths import check_private, socket_path
 
 CONNECT_S = 5.0
+
+PIECE_BYTES = 1 << 20  # of a file that is imported
 
 
 class KernelError(Exception):
@@ -134,6 +136,11 @@ class Client:
         found: dict[str, Any] = await self._get("/describe", **query)
         return found
 
+    async def last_end(self) -> str | None:
+        """Why the kernel before this one ended, if its supervisor has restarted it."""
+        found: dict[str, str | None] = await self._get("/last-end")
+        return found["reason"]
+
     # --- processes ---
 
     async def ps(self) -> list[dict[str, Any]]:
@@ -145,26 +152,80 @@ class Client:
         """Begin to end a process."""
         await self._post(f"/kill/{pid}", {})
 
-    # --- files ---
+    # --- files: paths begin at the real root, whatever tenants see ---
 
     async def ls(self, path: str = "/") -> list[dict[str, Any]]:
-        """Entries of a directory: `name` and the fields of `Stat`."""
+        """Entries of a directory: `name`, the fields of `Stat`, `n_bytes` of KV, `is_saved` (a version of it is on
+        disk), and how many seconds ago it was made, changed and used."""
         found: list[dict[str, Any]] = await self._get("/fs/ls", path=path)
         return found
 
+    async def tree(self, path: str = "/") -> list[dict[str, Any]]:
+        """The same of all that is below a directory; names are paths from there."""
+        found: list[dict[str, Any]] = await self._get("/fs/tree", path=path)
+        return found
+
     async def stat(self, path: str) -> dict[str, Any]:
-        """`Stat` of a file or directory."""
+        """The same of one file or directory."""
         found: dict[str, Any] = await self._get("/fs/stat", path=path)
         return found
 
-    async def rm(self, path: str) -> None:
-        """Remove the name of a file, or an empty directory."""
-        await self._post("/fs/rm", {"path": path})
+    async def cat(self, path: str, *, text: bool = True) -> dict[str, Any]:
+        """The `tokens` of a file, and their `text`."""
+        found: dict[str, Any] = await self._get("/fs/cat", path=path, **({"text": "1"} if text else {}))
+        return found
 
-    async def last_end(self) -> str | None:
-        """Why the kernel before this one ended, if its supervisor has restarted it."""
-        found: dict[str, str | None] = await self._get("/last-end")
-        return found["reason"]
+    async def export(self, path: str, target: IO[bytes]) -> int:
+        """Write a file, as it can be imported, to `target`; returns the number of bytes."""
+        self._check()
+        n_bytes = 0
+        try:
+            async with self._http.stream("GET", "/fs/export", params={"path": path}) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _refusal(response)
+                async for piece in response.aiter_bytes():
+                    n_bytes += target.write(piece)
+        except httpx.TransportError as e:
+            raise self._lost(e) from None
+        return n_bytes
+
+    async def import_file(self, path: str, source: IO[bytes]) -> dict[str, Any]:
+        """Make a new file of what `export` has written: its `n_tokens`, and `n_resident` of them with K/V."""
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            while piece := source.read(PIECE_BYTES):
+                yield piece
+
+        found: dict[str, Any] = await self._request("POST", "/fs/import", params={"path": path}, content=pieces())
+        return found
+
+    async def rm(self, path: str, *, recursive: bool = False) -> None:
+        """Remove the name of a file, or an empty directory; with `recursive` all that is in it first."""
+        await self._post("/fs/rm", {"path": path, "recursive": recursive})
+
+    async def mv(self, old: str, new: str) -> None:
+        """Give a file or directory another path, or move it into the directory `new`."""
+        await self._post("/fs/mv", {"old": old, "new": new})
+
+    async def chmod(self, path: str, mode: int) -> None:
+        """Set the nine mode bits."""
+        await self._post("/fs/chmod", {"path": path, "mode": mode})
+
+    async def df(self) -> list[dict[str, Any]]:
+        """Devices, as `DeviceSpace`."""
+        found: list[dict[str, Any]] = await self._get("/fs/df")
+        return found
+
+    async def fsck(self) -> dict[str, Any]:
+        """`problems`: what is wrong with the file system, a line each; `checked`: how much of everything there is."""
+        found: dict[str, Any] = await self._get("/fs/fsck")
+        return found
+
+    async def lsof(self) -> list[dict[str, Any]]:
+        """The open files of all processes, with their locks."""
+        found: list[dict[str, Any]] = await self._get("/fs/lsof")
+        return found
 
     # --- workers ---
 

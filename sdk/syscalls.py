@@ -9,18 +9,24 @@ from typing import Any
 from sdk.abi import calls
 from sdk.abi.trap import trap
 from sdk.abi.values import (
+    Advice,
+    Advised,
     Chunk,
     Decoding,
+    DeviceSpace,
     DirEntry,
     Distribution,
     ExitStatus,
     Fd,
     Generation,
     Limits,
+    LockMode,
     Message,
     ModelInfo,
     OpenMode,
     Pid,
+    PositionMode,
+    Quota,
     Stat,
     Usage,
     Want,
@@ -33,21 +39,46 @@ async def pred(
     tokens: Sequence[int] = (),
     positions: Sequence[int] | None = None,
     want: Want = Want(),  # noqa: B008
+    visible: Sequence[tuple[int, int | None]] | None = None,
 ) -> list[Distribution]:
     """Run the model over `tokens`, appended to the open file, and return what `want` asks for."""
     return await trap(
-        calls.Pred(fd=fd, tokens=list(tokens), positions=None if positions is None else list(positions), want=want)
+        calls.Pred(
+            fd=fd,
+            tokens=list(tokens),
+            positions=None if positions is None else list(positions),
+            want=want,
+            visible=None if visible is None else list(visible),
+        )
     )
 
 
-async def generate(fd: Fd, *, prompt: Sequence[int] = (), decoding: Decoding = Decoding()) -> Generation:  # noqa: B008
+async def generate(
+    fd: Fd,
+    *,
+    prompt: Sequence[int] = (),
+    decoding: Decoding = Decoding(),  # noqa: B008
+    visible: Sequence[tuple[int, int | None]] | None = None,
+) -> Generation:
     """Append `prompt`, then sample and append tokens as `decoding` says, without waking the caller in between."""
-    return await trap(calls.Generate(fd=fd, prompt=list(prompt), decoding=decoding))
+    return await trap(
+        calls.Generate(
+            fd=fd, prompt=list(prompt), decoding=decoding, visible=None if visible is None else list(visible)
+        )
+    )
 
 
-async def stream(fd: Fd, *, prompt: Sequence[int] = (), decoding: Decoding = Decoding()) -> Fd:  # noqa: B008
+async def stream(
+    fd: Fd,
+    *,
+    prompt: Sequence[int] = (),
+    decoding: Decoding = Decoding(),  # noqa: B008
+    visible: Sequence[tuple[int, int | None]] | None = None,
+) -> Fd:
     """Begin what `generate` does and return a handle at once; `read` yields the tokens as they come."""
-    return await trap(calls.Stream(fd=fd, prompt=list(prompt), decoding=decoding))
+    return await trap(
+        calls.Stream(fd=fd, prompt=list(prompt), decoding=decoding, visible=None if visible is None else list(visible))
+    )
 
 
 async def read(fd: Fd) -> Chunk:
@@ -78,13 +109,13 @@ async def apply_chat_template(messages: Sequence[Message], *, add_generation_pro
 
 
 async def open(path: str, *, mode: OpenMode = OpenMode.WRITE) -> Fd:  # noqa: A001
-    """Open the KV file at `path`. Mode "r" may read, attend and fork; "w" may append and truncate as well."""
+    """Open the KV file at `path`. Mode "r" may read tokens and attend to them; "w" may append and truncate as well."""
     return await trap(calls.Open(path=path, mode=mode))
 
 
 async def create(path: str | None = None) -> Fd:
-    """A new empty KV file, open for writing. Without a path it is anonymous and ends with its last handle;
-    with one it stays until it is unlinked, whoever ends.
+    """A new empty KV file, open with all rights. Without a path it is anonymous and ends with its last handle; with
+    one it stays until it is unlinked, whoever ends. Its mode is 0o777 without the bits of the process's `umask`.
     """
     return await trap(calls.Create(path=path))
 
@@ -125,7 +156,7 @@ async def rename(old: str, new: str) -> None:
 
 
 async def fork(fd: Fd, *, path: str | None = None) -> Fd:
-    """A new file with the same tokens, open for writing; pages are shared until one of the two writes."""
+    """A new file with the same tokens, open with all rights; pages are shared until one of the two writes."""
     return await trap(calls.Fork(fd=fd, path=path))
 
 
@@ -142,6 +173,96 @@ async def tokens(fd: Fd, *, start: int = 0, stop: int | None = None) -> list[int
 async def positions(fd: Fd, *, start: int = 0, stop: int | None = None) -> list[int]:
     """The position of each token, sliced as `tokens` is."""
     return await trap(calls.Positions(fd=fd, start=start, stop=stop))
+
+
+async def link(old: str, new: str) -> None:
+    """Give a file one more name. It lives until the last of them is unlinked and nobody has it open."""
+    await trap(calls.Link(old=old, new=new))
+
+
+async def chmod(path: str, mode: int) -> None:
+    """Set the nine mode bits of a file or directory: three for each of its owner, its group and all others."""
+    await trap(calls.Chmod(path=path, mode=mode))
+
+
+async def chown(path: str, *, owner: str | None = None, group: str | None = None) -> None:
+    """Give a file or directory another owner or group; None leaves it as it is."""
+    await trap(calls.Chown(path=path, owner=owner, group=group))
+
+
+async def umask(mode: int | None = None) -> int:
+    """The mode bits that new files and directories of this process do not get; with a `mode` it is set, and the one
+    before is returned. Children begin with their parent's.
+    """
+    return await trap(calls.Umask(mode=mode))
+
+
+async def extract(
+    fd: Fd,
+    ranges: Sequence[tuple[int, int]],
+    *,
+    positions: PositionMode = PositionMode.KEEP,
+    path: str | None = None,
+) -> Fd:
+    """A new file of some of the tokens: those of each range, from its start to its stop, in the order given."""
+    return await trap(calls.Extract(fd=fd, ranges=list(ranges), positions=positions, path=path))
+
+
+async def merge(fds: Sequence[Fd], *, positions: PositionMode = PositionMode.PACK, path: str | None = None) -> Fd:
+    """A new file of all tokens of these files, one after another. Nothing is computed; see `extract`."""
+    return await trap(calls.Merge(fds=list(fds), positions=positions, path=path))
+
+
+async def splice(
+    fd: Fd,
+    start: int,
+    stop: int,
+    *,
+    source: Fd | None = None,
+    positions: PositionMode | None = None,
+) -> None:
+    """Replace the tokens from `start` to `stop` by all those of `source`, or by none."""
+    await trap(calls.Splice(fd=fd, start=start, stop=stop, source=source, positions=positions))
+
+
+async def lock(fd: Fd, *, mode: LockMode = LockMode.EXCLUSIVE, timeout: float | None = None) -> None:
+    """Lock the file, whatever its names are: "shared" with others that do, or "exclusive". Waits until it is free."""
+    await trap(calls.Lock(fd=fd, mode=mode, timeout=timeout))
+
+
+async def unlock(fd: Fd) -> None:
+    """Give the lock of this handle back. Nothing happens if it has none."""
+    await trap(calls.Unlock(fd=fd))
+
+
+async def pin(fd: Fd, *, ttl: float | None = None) -> Advised:
+    """Keep the pages that the file has now on its device, for `ttl` seconds or while the handle is open."""
+    return await trap(calls.Pin(fd=fd, ttl=ttl))
+
+
+async def advise(fd: Fd, advice: Advice) -> Advised:
+    """Say what is expected of the file's pages; costs nothing and waits for nothing."""
+    return await trap(calls.Advise(fd=fd, advice=advice))
+
+
+async def sync(fd: Fd) -> None:
+    """Wait until the file is on disk as it is now: its tokens, its K/V, and its names."""
+    await trap(calls.Sync(fd=fd))
+
+
+async def quota(user: str | None = None) -> Quota:
+    """What a user has of files and KV, and may have; the caller himself unless another is named."""
+    return await trap(calls.GetQuota(user=user))
+
+
+async def df() -> list[DeviceSpace]:
+    """The devices that KV is kept on, with their pages and how many are free."""
+    return await trap(calls.DeviceSpaces())
+
+
+async def dup(fd: Fd, *, mode: OpenMode | None = None) -> Fd:
+    """Another handle on the same open file, with the same rights, or with mode "r" without that to write."""
+    return await trap(calls.Dup(fd=fd, mode=mode))
 
 
 async def spawn(program: str, *, args: Mapping[str, Any] = {}, detach: bool = False) -> Pid:
@@ -201,10 +322,20 @@ async def limits(
     cpu_s: float | None = None,
     wall_s: float | None = None,
     horizon_tokens: int | None = None,
+    files: int | None = None,
+    kv_byte_s: float | None = None,
 ) -> Limits:
     """What this process may use; those of the limits that are given are set first."""
     return await trap(
-        calls.SetLimits(tokens=tokens, pages=pages, cpu_s=cpu_s, wall_s=wall_s, horizon_tokens=horizon_tokens)
+        calls.SetLimits(
+            tokens=tokens,
+            pages=pages,
+            cpu_s=cpu_s,
+            wall_s=wall_s,
+            horizon_tokens=horizon_tokens,
+            files=files,
+            kv_byte_s=kv_byte_s,
+        )
     )
 
 

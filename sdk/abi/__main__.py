@@ -146,8 +146,11 @@ def _body(entry: Entry) -> list[str]:
     one = f"    {result}await trap({call})"
     if len(one) <= WIDTH:
         return [one]
-    assert len(call) + 8 <= WIDTH, f"{entry.name}: spell a call of more arguments over several lines"
-    return [f"    {result}await trap(", f"        {call}", "    )"]
+    if len(call) + 8 <= WIDTH:
+        return [f"    {result}await trap(", f"        {call}", "    )"]
+    inner = f"            {', '.join(arguments)}"
+    lines = [inner] if len(inner) <= WIDTH else [f"            {argument}," for argument in arguments]
+    return [f"    {result}await trap(", f"        calls.{entry.call.__name__}(", *lines, "        )", "    )"]
 
 
 def names_of(tp: Any) -> set[str]:

@@ -1,7 +1,8 @@
 """Every system call, in the order of its number. The docstrings are the man pages.
 
 `python -m sdk.abi --write` derives `sdk/syscalls.py` and `docs/syscalls.md` from this file; `--check` fails when
-they are stale. Numbers 1-19 model, 20-49 file, 50-69 process, 70-89 ipc.
+they are stale. Numbers 1-19 model, 20-49 file (in `sdk/abi/file_calls.py`, to be found here as well), 50-69
+process, 70-89 ipc.
 """
 
 from typing import Annotated, Any
@@ -9,11 +10,11 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from sdk.abi.errors import Errno
+from sdk.abi.file_calls import *  # noqa: F403  (its names are ours)
 from sdk.abi.table import Syscall, syscall
 from sdk.abi.values import (
     Chunk,
     Decoding,
-    DirEntry,
     Distribution,
     ExitStatus,
     Fd,
@@ -21,13 +22,12 @@ from sdk.abi.values import (
     Limits,
     Message,
     ModelInfo,
-    OpenMode,
     Pid,
-    Stat,
     Token,
     Usage,
     Want,
 )
+from sdk.abi.visible import VisibleRuns
 
 _MODEL = (
     Errno.EBADF,
@@ -39,8 +39,8 @@ _MODEL = (
     Errno.ENOSPC,
     Errno.ENODEV,
     Errno.EIO,
+    Errno.ESTALE,
 )
-_PATH = (Errno.EINVAL, Errno.ENOENT, Errno.ENOTDIR)
 
 
 # --- model ------------------------------------------------------------------------------------------------------
@@ -53,11 +53,19 @@ class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
     The tokens' KV becomes part of the file. `positions` default to the ones after the file's last; they may be
     any non-decreasing positions below the model's length. With no tokens nothing is computed and the
     distribution after the file's present end is answered (offset -1), at the price of a look-up.
+
+    `visible` says which of the file's tokens each new token attends to: runs of token indices, each with the meaning
+    of a Python slice of the tokens up to the one that attends, itself included. Negative numbers count from it:
+    `[(0, 4), (-256, None)]` is four attention sinks and a sliding window of 256. A token always sees itself and never
+    what comes after it; positions stay as they are. None: everything before. The tokens then hold K/V of that context
+    for good (`stat` calls such a file edited); only where it is lost and computed again do they see everything.
+
     One `Distribution` is returned per asked offset, in the order asked. All or nothing: on an error the file is
     as it was. A worker that is lost costs time and is no error: another one goes on.
 
     EBUSY: another call is appending to this file. E2BIG: the file or a position would exceed the model's context.
-    EINVAL: a token that the model does not have, positions that decrease, an offset asked twice or of no token.
+    EINVAL: a token that the model does not have, positions that decrease, an offset asked twice or of no token, a
+    visible run that is empty.
     EDQUOT: the limit of tokens is reached. ENOSPC: no free pages.
     ENODEV: no worker came in time. EIO: the worker failed at this call.
     """
@@ -66,6 +74,7 @@ class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
     tokens: list[Token] = []
     positions: list[Annotated[int, Meta(ge=0)]] | None = None
     want: Want = Want()
+    visible: VisibleRuns | None = None
 
 
 @syscall(2, "generate", group="model", blocks=True, errnos=_MODEL)
@@ -73,12 +82,14 @@ class Generate(Syscall[Generation], frozen=True, kw_only=True):
     """Append `prompt`, then sample and append tokens as `decoding` says, without waking the caller in between.
 
     The file ends up holding the prompt and exactly the returned tokens, each computed once. EDQUOT, ENOSPC and EIO
-    in the middle leave the tokens so far in the file.
+    in the middle leave the tokens so far in the file. `visible` is what each of the new tokens attends to, those of
+    the prompt and the sampled ones, as in `pred`. Without a prompt the first token is sampled from what is stored.
     """
 
     fd: Fd
     prompt: list[Token] = []
     decoding: Decoding = Decoding()
+    visible: VisibleRuns | None = None
 
 
 @syscall(3, "stream", group="model", errnos=_MODEL)
@@ -91,6 +102,7 @@ class Stream(Syscall[Fd], frozen=True, kw_only=True):
     fd: Fd
     prompt: list[Token] = []
     decoding: Decoding = Decoding()
+    visible: VisibleRuns | None = None
 
 
 @syscall(
@@ -143,112 +155,6 @@ class ApplyChatTemplate(Syscall[list[int]], frozen=True, kw_only=True):
 
     messages: list[Message]
     add_generation_prompt: bool = True
-
-
-# --- file -------------------------------------------------------------------------------------------------------
-
-
-@syscall(20, "open", group="file", errnos=(*_PATH, Errno.EISDIR, Errno.EACCES, Errno.EDQUOT))
-class Open(Syscall[Fd], frozen=True, kw_only=True):
-    """Open the KV file at `path`. Mode "r" may read, attend and fork; "w" may append and truncate as well."""
-
-    path: str
-    mode: OpenMode = OpenMode.WRITE
-
-
-@syscall(21, "create", group="file", errnos=(*_PATH, Errno.EEXIST, Errno.EDQUOT))
-class Create(Syscall[Fd], frozen=True, kw_only=True):
-    """A new empty KV file, open for writing. Without a path it is anonymous and ends with its last handle;
-    with one it stays until it is unlinked, whoever ends."""
-
-    path: str | None = None
-
-
-@syscall(22, "close", group="file", errnos=(Errno.EBADF,))
-class Close(Syscall[None], frozen=True, kw_only=True):
-    """Give a handle back. A stream's generation ends with its handle; calls in flight on a file run to their end."""
-
-    fd: Fd
-
-
-@syscall(23, "unlink", group="file", errnos=(*_PATH, Errno.ENOTEMPTY))
-class Unlink(Syscall[None], frozen=True, kw_only=True):
-    """Remove a name: of a file, whose pages are freed with its last handle, or of an empty directory."""
-
-    path: str
-
-
-@syscall(24, "stat", group="file", errnos=_PATH)
-class StatPath(Syscall[Stat], frozen=True, kw_only=True):
-    """What kvfs knows of the file or directory at `path`."""
-
-    path: str
-
-
-@syscall(25, "fstat", group="file", errnos=(Errno.EBADF,))
-class StatFd(Syscall[Stat], frozen=True, kw_only=True):
-    """`stat` of an open file."""
-
-    fd: Fd
-
-
-@syscall(26, "readdir", group="file", errnos=_PATH)
-class ReadDir(Syscall[list[DirEntry]], frozen=True, kw_only=True):
-    """The entries of a directory, by name."""
-
-    path: str = "/"
-
-
-@syscall(27, "mkdir", group="file", errnos=(*_PATH, Errno.EEXIST, Errno.EDQUOT))
-class MkDir(Syscall[None], frozen=True, kw_only=True):
-    """Make a directory; its parent must exist."""
-
-    path: str
-
-
-@syscall(28, "rename", group="file", errnos=(*_PATH, Errno.EISDIR))
-class Rename(Syscall[None], frozen=True, kw_only=True):
-    """Give a file or directory another path; a file already there is replaced."""
-
-    old: str
-    new: str
-
-
-@syscall(29, "fork", group="file", errnos=(Errno.EBADF, *_PATH, Errno.EEXIST, Errno.EIO, Errno.EDQUOT))
-class Fork(Syscall[Fd], frozen=True, kw_only=True):
-    """A new file with the same tokens, open for writing; pages are shared until one of the two writes.
-
-    Costs no page and no computation. Tokens that a call in flight has not committed are not in the copy.
-    """
-
-    fd: Fd
-    path: str | None = None
-
-
-@syscall(30, "truncate", group="file", errnos=(Errno.EBADF, Errno.EACCES, Errno.EINVAL, Errno.EBUSY))
-class Truncate(Syscall[None], frozen=True, kw_only=True):
-    """Keep the first `n_tokens` tokens and free the pages behind them. EBUSY: a call is appending."""
-
-    fd: Fd
-    n_tokens: Annotated[int, Meta(ge=0)]
-
-
-@syscall(31, "tokens", group="file", errnos=(Errno.EBADF,))
-class Tokens(Syscall[list[int]], frozen=True, kw_only=True):
-    """The tokens of the file, from `start` to `stop` as a Python slice has them."""
-
-    fd: Fd
-    start: int = 0
-    stop: int | None = None
-
-
-@syscall(32, "positions", group="file", errnos=(Errno.EBADF,))
-class Positions(Syscall[list[int]], frozen=True, kw_only=True):
-    """The position of each token, sliced as `tokens` is."""
-
-    fd: Fd
-    start: int = 0
-    stop: int | None = None
 
 
 # --- process ----------------------------------------------------------------------------------------------------
@@ -335,6 +241,7 @@ class SetLimits(Syscall[Limits], frozen=True, kw_only=True):
 
     A limit counts from the start of the process, as `rusage` does, and can only be lowered. Over `tokens`, calls on
     the model are refused; over `cpu_s` or `wall_s` the process is ended; `pages` are what it may hold at a time.
+    Over `files` (KV files that are open) and `kv_byte_s` (bytes of KV that were open, over time) it gets no more.
     Tokens and processor time of children count as the parent's. A child begins with what its parent has left then.
     `horizon_tokens` is a declaration for the scheduler, and may be changed at any time. EACCES: higher than it is.
     """
@@ -344,6 +251,8 @@ class SetLimits(Syscall[Limits], frozen=True, kw_only=True):
     cpu_s: Annotated[float, Meta(gt=0.0)] | None = None
     wall_s: Annotated[float, Meta(gt=0.0)] | None = None
     horizon_tokens: Annotated[int, Meta(ge=1)] | None = None
+    files: Annotated[int, Meta(ge=1)] | None = None
+    kv_byte_s: Annotated[float, Meta(gt=0.0)] | None = None
 
 
 # --- ipc --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class Errno(StrEnum):
     EACCES = "EACCES"  # not yours to do
     EBADF = "EBADF"  # not an open file of this process
     EINVAL = "EINVAL"  # an argument makes no sense
-    ENOSPC = "ENOSPC"  # no free KV pages left
+    ENOSPC = "ENOSPC"  # no free KV pages left, or no room on disk
     EDQUOT = "EDQUOT"  # a limit of this process or kernel is reached
     EBUSY = "EBUSY"  # another call is writing this file
     EISDIR = "EISDIR"  # a directory where a file was wanted
@@ -33,6 +33,8 @@ class Errno(StrEnum):
     EPIPE = "EPIPE"  # the other end is gone
     ENODEV = "ENODEV"  # no worker serves the model
     EIO = "EIO"  # the worker was lost or failed in the middle of the work
+    EDEADLK = "EDEADLK"  # waiting for this lock would never end
+    ESTALE = "ESTALE"  # a stored file of another model
     EXDEV = "EXDEV"  # the files live on different workers
     ENOSYS = "ENOSYS"  # this kernel has no such call
 
@@ -121,6 +123,10 @@ class TimedOut(SyscallError):
     errno = Errno.ETIMEDOUT
 
 
+class Deadlock(SyscallError):
+    errno = Errno.EDEADLK
+
+
 class BrokenPipe(SyscallError):
     errno = Errno.EPIPE
 
@@ -135,6 +141,10 @@ class DeviceLost(SyscallError):
 
 class CrossDevice(SyscallError):
     errno = Errno.EXDEV
+
+
+class Stale(SyscallError):
+    errno = Errno.ESTALE
 
 
 class NotSupported(SyscallError):

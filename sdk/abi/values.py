@@ -16,6 +16,7 @@ Pid = NewType("Pid", int)
 Fd = NewType("Fd", int)
 
 Token = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+TokenRange = tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]  # start and stop
 PositiveInt = Annotated[int, Meta(ge=1)]
 
 
@@ -184,13 +185,53 @@ class OpenMode(StrEnum):
     WRITE = "w"
 
 
+class LockMode(StrEnum):
+    """How a file is locked: for many who read, or for one who writes."""
+
+    SHARED = "shared"
+    EXCLUSIVE = "exclusive"
+
+
+class Advice(StrEnum):
+    """What a program expects of a file's pages: to need them soon, or not until it says so by using them."""
+
+    WILLNEED = "willneed"
+    DONTNEED = "dontneed"
+
+
+class Outcome(StrEnum):
+    """What became of a wish about a file's pages."""
+
+    ACCEPTED = "accepted"  # it is so, or will be as soon as there is reason to
+    CLIPPED = "clipped"  # for fewer pages than the file has: the quota does not allow more
+    DEFERRED = "deferred"  # the pages are not on the device yet, and are on their way
+    REFUSED = "refused"  # `detail` says why
+
+
+class Advised(Struct, frozen=True, omit_defaults=True):
+    """What the kernel made of a wish about a file's pages."""
+
+    outcome: Outcome
+    n_pages: int = 0  # leading pages of the file that it holds for
+    until_s: float | None = None  # on the kernel's clock; None: while the handle is open, or for no time at all
+    detail: str = ""  # one line, where something was not done as asked
+
+
+class PositionMode(StrEnum):
+    """Where the tokens of an edited file are: KEEP, where they were; PACK, at 0, 1, 2 and so on."""
+
+    KEEP = "keep"
+    PACK = "pack"
+
+
 class FileKind(StrEnum):
     FILE = "file"
     DIRECTORY = "directory"
 
 
 class Stat(Struct, frozen=True):
-    """What kvfs knows of a file or directory."""
+    """What kvfs knows of a file or directory. Of a file of another tenant it does not say who uses it: what is open,
+    shared, pinned and when it was used is then as if nobody did."""
 
     ino: int
     kind: FileKind
@@ -206,11 +247,48 @@ class Stat(Struct, frozen=True):
     worker: str | None  # where its pages live; None while it has none
     created_s: float  # on the kernel's monotonic clock
     modified_s: float
+    group: str = ""
+    used_s: float = 0.0  # when it was last opened or forked, or its tail read
+    n_opens: int = 0  # handles that were ever opened
+    edited: bool = False  # some of its KV was computed in another context: see docs/kvfs.md
+    n_pinned_pages: int = 0  # leading ones that stay on the device
+    pinned_until_s: float | None = None  # None: while the handle that pinned them is open, if any are
 
 
 class DirEntry(Struct, frozen=True):
     name: str
     kind: FileKind
+
+
+class Quota(Struct, frozen=True):
+    """What a user has, and may have; a limit of None is none.
+
+    `n_files` are files and directories that belong to the user. Pages are those of the files' tables, each file's as
+    if it shared none of them; the limit is on device and host memory together. `kv_byte_s` is the area under the curve
+    of bytes of KV over time, in byte-seconds."""
+
+    user: str
+    n_files: int
+    n_files_max: int | None
+    n_pages: int  # on devices
+    n_host_pages: int  # in the workers' main memory
+    n_pages_max: int | None
+    kv_byte_s: float
+    kv_byte_s_max: float | None
+
+
+class DeviceSpace(Struct, frozen=True):
+    """One line of `lip df`: a device and the main memory of its worker, in pages. To anybody but the operator, only
+    what the caller's own tenant has counts as used."""
+
+    device: str
+    page_size: int  # tokens a page holds
+    page_bytes: int  # of KV in one; 0 where it is not known
+    n_pages: int
+    n_free: int
+    n_host_pages: int
+    n_host_free: int
+    n_files: int
 
 
 class ExitStatus(Struct, frozen=True, omit_defaults=True):
@@ -235,6 +313,8 @@ class Limits(Struct, frozen=True, omit_defaults=True):
     cpu_s: float | None = None  # of processor time in the kernel
     wall_s: float | None = None
     horizon_tokens: int | None = None
+    files: int | None = None  # KV files that it may have open, each once
+    kv_byte_s: float | None = None  # bytes of KV of its open files, over time
 
     def narrowed(self, wanted: "Limits") -> "Limits":
         """These limits with those that `wanted` has. Raises AccessDenied when one of them is higher than it is here."""
@@ -259,6 +339,7 @@ class Usage(Struct, frozen=True):
     n_swapped_tokens: int = 0  # whose KV was moved to main memory to make room
     n_recomputed_tokens: int = 0  # whose KV was computed again
     wait_s: dict[str, float] = {}  # waited, by system call; "ready": of that, for a turn after the answer was there
+    kv_byte_s: float = 0.0  # bytes of KV of its open files, over time
 
 
 class ProcessState(StrEnum):

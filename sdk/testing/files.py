@@ -12,9 +12,13 @@ from sdk.abi.errors import (
     NotADirectory,
 )
 from sdk.abi.values import Chunk, DirEntry, FileKind, Generation, OpenMode, Stat
+from sdk.testing.locks import FileLock
 from sdk.testing.model import render
+from sdk.testing.pins import FilePins
 
 PAGE_SIZE = 16
+N_PAGES = 1 << 16
+HOME = "/home/test"  # what ~ stands for
 
 
 class File:
@@ -24,8 +28,14 @@ class File:
         self.ino = ino
         self.tokens: list[int] = []
         self.positions: list[int] = []
+        self.mode = 0o755
+        self.edited = False  # it was made of parts of others
         self.busy = False  # a call is appending
         self.n_open = 0
+        self.n_opens = 0  # handles there ever were
+        self.lock = FileLock()
+        self.pins = FilePins()
+        self.used_s = 0.0
 
     @property
     def next_position(self) -> int:
@@ -74,9 +84,18 @@ class Names:
 
     def normal(self, path: str) -> str:
         """The normal form of a path whose directories exist. Raises InvalidArgument, FileNotFound, NotADirectory."""
+        if path.split("/")[0] == "~":
+            path = HOME + path[1:]
+            self._nodes |= {"/home": None, HOME: None}
         parts = [part for part in path.split("/") if part not in ("", ".")]
-        if not path.startswith("/") or ".." in parts:
+        if (not path.startswith("/") and parts[:1] != ["~"]) or ".." in parts:
             raise InvalidArgument(f"{path!r} must be absolute and without '..'")
+        if not path.startswith("/"):
+            parts[:1] = ["home", "test"]
+        if parts[:1] in (["home"], ["tmp"], ["shared"]):  # they are always there
+            self._nodes.setdefault(f"/{parts[0]}")
+        if parts[:2] == ["home", "test"]:
+            self._nodes.setdefault("/home/test")
         for i in range(1, len(parts)):
             above = "/" + "/".join(parts[:i])
             if above not in self._nodes:
@@ -132,8 +151,21 @@ class Names:
         for name in [source, *self._below(old)]:
             self._nodes[target + name.removeprefix(source)] = self._nodes.pop(name)
 
+    def files(self) -> list[File]:
+        """All that have a name."""
+        return list({id(file): file for file in self._nodes.values() if file is not None}.values())
+
+    def link(self, old: str, new: str) -> None:
+        self._nodes[self._vacant(new)] = self.open(old)
+
+    def chmod(self, path: str, mode: int) -> None:
+        if (node := self.find(path)) is not None:
+            node.mode = mode
+
     def stat(self, node: File | None, now: float) -> Stat:
         file = node or File()
+        n_links = sum(other is node for other in self._nodes.values()) if node else 1
+        n_pinned, until_s = file.pins.at(now, has_name=n_links > 0)
         return Stat(
             ino=file.ino,
             kind=_kind(node),
@@ -142,13 +174,19 @@ class Names:
             n_pages=-(-len(file.tokens) // PAGE_SIZE),
             n_host_pages=0,
             n_shared_pages=0,
-            n_links=sum(other is node for other in self._nodes.values()) if node else 1,
+            n_links=n_links,
             n_open=file.n_open,
             owner="test",
-            mode=0o644 if node else 0o755,
+            mode=file.mode,
             worker="toy" if file.tokens else None,
             created_s=now,
             modified_s=now,
+            group="test",
+            used_s=file.used_s,
+            n_opens=file.n_opens,
+            edited=file.edited,
+            n_pinned_pages=n_pinned,
+            pinned_until_s=until_s,
         )
 
     def _vacant(self, path: str) -> str:

@@ -34,20 +34,18 @@ from sdk.abi.trap import Pending, door
 from sdk.abi.values import (
     Chunk,
     Decoding,
-    DirEntry,
     Distribution,
     ExitStatus,
     Fd,
     Generation,
     Limits,
     ModelInfo,
-    OpenMode,
     Pid,
     Sampling,
-    Stat,
     Usage,
 )
 from sdk.testing import model
+from sdk.testing.filecalls import FileCalls
 from sdk.testing.files import PAGE_SIZE, File, Handle, Names, Stream
 
 Program = Callable[..., Coroutine[Any, Any, Any]]
@@ -81,8 +79,10 @@ class World:
     now: float = 0.0
 
 
-class Process:
+class Process(FileCalls):
     """A running program: its door, and one method for each system call."""
+
+    world: World
 
     def __init__(self, world: World, program: Program | None, parent: "Process | None") -> None:
         world.n_processes += 1
@@ -135,30 +135,7 @@ class Process:
         del self.world.processes[self.pid]
         self.status.set_result(status)
 
-    # --- handles ---
-
-    def install(self, handle: Handle | Stream) -> Fd:
-        self.n_fds += 1
-        fd = Fd(self.n_fds + 2)
-        self.handles[fd] = handle
-        handle.file.n_open += isinstance(handle, Handle)
-        return fd
-
-    def file(self, fd: Fd) -> File:
-        handle = self.handles.get(fd)
-        if not isinstance(handle, Handle):
-            raise BadFile(f"{fd} is not an open file")
-        return handle.file
-
-    def idle(self, fd: Fd, *, write: bool = True) -> File:
-        """A file on which nobody is at work."""
-        file = self.file(fd)
-        handle = self.handles[fd]
-        if write and isinstance(handle, Handle) and handle.mode is OpenMode.READ:
-            raise AccessDenied("this file is open for reading")
-        if file.busy:
-            raise Busy("another call is appending to this file")
-        return file
+    # --- computing ---
 
     async def work(self, file: File) -> None:
         """Let the other threads run, as they would while a worker computes."""
@@ -302,59 +279,6 @@ class Process:
     def sys_apply_chat_template(self, c: calls.ApplyChatTemplate) -> list[int]:
         text = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in c.messages)
         return model.encode(text + ("<|im_start|>assistant\n" if c.add_generation_prompt else ""))
-
-    # --- file ---
-
-    def sys_open(self, c: calls.Open) -> Fd:
-        return self.install(Handle(self.world.names.open(c.path), c.mode))
-
-    def sys_create(self, c: calls.Create) -> Fd:
-        return self.install(Handle(self.world.names.new_file(c.path), OpenMode.WRITE))
-
-    def sys_close(self, c: calls.Close) -> None:
-        handle = self.handles.pop(c.fd, None)
-        if handle is None:
-            raise BadFile(f"{c.fd} is not open")
-        if isinstance(handle, Stream):
-            handle.file.busy = False
-        else:
-            handle.file.n_open -= 1
-
-    def sys_unlink(self, c: calls.Unlink) -> None:
-        self.world.names.unlink(c.path)
-
-    def sys_stat(self, c: calls.StatPath) -> Stat:
-        return self.world.names.stat(self.world.names.find(c.path), self.world.now)
-
-    def sys_fstat(self, c: calls.StatFd) -> Stat:
-        return self.world.names.stat(self.file(c.fd), self.world.now)
-
-    def sys_readdir(self, c: calls.ReadDir) -> list[DirEntry]:
-        return self.world.names.readdir(c.path)
-
-    def sys_mkdir(self, c: calls.MkDir) -> None:
-        self.world.names.mkdir(c.path)
-
-    def sys_rename(self, c: calls.Rename) -> None:
-        self.world.names.rename(c.old, c.new)
-
-    def sys_fork(self, c: calls.Fork) -> Fd:
-        file = self.file(c.fd)
-        copy = self.world.names.new_file(c.path)
-        copy.extend(file.tokens, list(file.positions))
-        return self.install(Handle(copy, OpenMode.WRITE))
-
-    def sys_truncate(self, c: calls.Truncate) -> None:
-        file = self.idle(c.fd)
-        if c.n_tokens > len(file.tokens):
-            raise InvalidArgument(f"the file has {len(file.tokens)} tokens")
-        del file.tokens[c.n_tokens :], file.positions[c.n_tokens :]
-
-    def sys_tokens(self, c: calls.Tokens) -> list[int]:
-        return self.file(c.fd).tokens[c.start : c.stop]
-
-    def sys_positions(self, c: calls.Positions) -> list[int]:
-        return self.file(c.fd).positions[c.start : c.stop]
 
     # --- process ---
 
