@@ -37,6 +37,7 @@ def main(
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json, in place of the model's own.")] = None,
     max_model_len: Annotated[int | None, typer.Option(min=1, help="Tokens a file can hold.")] = None,
     attention: Annotated[str, typer.Option(help="auto, cpu, sdpa or flash_attn.")] = "auto",
+    group_prefixes: Annotated[bool, typer.Option(help="Read what rows share once, on a CPU.")] = True,
     backend: Annotated[Literal["torch", "null"], typer.Option(help="null: the contract without a model.")] = "torch",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a step.")] = None,
     kv_cache_memory: Annotated[float | None, typer.Option(min=0, help="Memory of the KV pages, in GiB.")] = None,

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from gpuworker import wire
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo
+from sdk.abi.visible import MAX_RUNS
 
 MAX_TOP_K = 1024  # likeliest tokens an ask may want, as in sdk.abi.values.Want
 MAX_LOGITS_BYTES = 128 << 20  # raw logits in one answer; a kernel takes somewhat larger messages
@@ -140,6 +141,8 @@ def check(batch: wire.Batch, facts: Facts) -> None:
     _below(batch.pages, facts.n_pages, "page")
     for pair in head.copies:
         _below(pair, facts.n_pages, "page of a copy")
+    if head.edits:
+        _check_edits(head.edits, facts)
     if head.moves_out or head.moves_in:
         _check_moves(batch, facts)
 
@@ -170,9 +173,26 @@ def _check_moves(batch: wire.Batch, facts: Facts) -> None:
     _below(host_pages, facts.n_host_pages, "host page of a move")
     if len(set(pages)) < len(pages) or len(set(host_pages)) < len(host_pages):
         raise StepError(Errno.EINVAL, "a page is moved twice in one batch")
-    used = {page for copy in head.copies for page in copy}.union(batch.pages).intersection(pages)
+    used = {page for copy in head.copies for page in copy}.union(batch.pages)
+    used.update(page for edit in head.edits for page in (edit.source, edit.page))
+    used.intersection_update(pages)
     if used:
         raise StepError(Errno.EINVAL, f"page {min(used)} is moved and used in one batch")
+
+
+def _check_edits(edits: Sequence[wire.Edit], facts: Facts) -> None:
+    size, limit = facts.model.page_size, facts.model.max_model_len
+    for edit in edits:
+        _below((edit.source, edit.page), facts.n_pages, "page of an edit")
+        if edit.n < 1 or min(edit.source_slot, edit.slot) < 0 or max(edit.source_slot, edit.slot) + edit.n > size:
+            raise StepError(Errno.EINVAL, f"{edit}: a page has slots 0…{size - 1}")
+        if abs(edit.delta) >= limit:
+            raise StepError(Errno.EINVAL, f"{edit}: no two positions are so far apart")
+    written = [edit.page * size + slot for edit in edits for slot in range(edit.slot, edit.slot + edit.n)]
+    if len(set(written)) < len(written):
+        raise StepError(Errno.EINVAL, "a slot is edited twice in one batch")
+    if both := {edit.source for edit in edits}.intersection(edit.page for edit in edits):
+        raise StepError(Errno.EINVAL, f"page {min(both)} is read and written by edits of one batch")
 
 
 def _check_row(row: wire.Row, model: ModelInfo) -> None:
@@ -184,6 +204,7 @@ def _check_row(row: wire.Row, model: ModelInfo) -> None:
         raise StepError(Errno.EINVAL, f"{who}: {n} tokens; this worker's files hold {model.max_model_len}")
     if row.n_pages != -(-n // model.page_size):
         raise StepError(Errno.EINVAL, f"{who}: {row.n_pages} pages of {model.page_size} for {n} tokens")
+    _within(len(row.visible), MAX_RUNS, f"visible runs of job {row.job}")
     for ask in row.asks:
         _check_ask(ask, row, who, model.vocab_size)
 

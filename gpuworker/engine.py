@@ -5,6 +5,7 @@ One step, in this order:
     chain           tokens that the step before has drawn take their places
     moves           pages between the tiers, begun here and waited for at the end: they go on beside the step
     copies          pages over pages, before anything else touches them
+    edits           slots into other pages, their keys turned to other positions
     load tails      hidden states of rows that ask what comes after the tokens they have already
     forward         all new tokens of all rows as one flat sequence; attention stores their K and V
     answer          logits and samples, at the asked positions alone
@@ -30,6 +31,7 @@ from torch import Tensor
 from gpuworker import sampling
 from gpuworker.attention.backend import AttentionBackend, RowSpec
 from gpuworker.backend import Facts, RowView, StepError, chain, check, check_fetch, check_store, drawn_by, rows
+from gpuworker.edits import edit
 from gpuworker.hosttier import HostTier
 from gpuworker.models.registry import Model
 from gpuworker.pagepool import PagePool, tail_number
@@ -94,6 +96,8 @@ class Engine:
         views = list(rows(batch))
         for copies in independent(batch.head.copies):
             self._pool.copy(copies)
+        if batch.head.edits:
+            edit(self._pool, batch.head.edits, self._model.turn)
         tails = self._load_tails(views)
         hidden = self._forward(batch, views)
         answers, logits = self._answer(views, torch.cat([tails, hidden]) if len(tails) else hidden)
@@ -110,7 +114,7 @@ class Engine:
 
     def _forward(self, batch: Batch, views: Sequence[RowView]) -> Tensor:
         """[T, hidden]: after each new token of the batch, in order."""
-        new = [RowSpec(list(v.pages), v.row.n_before, v.row.n_new) for v in views if v.row.n_new]
+        new = [RowSpec(list(v.pages), v.row.n_before, v.row.n_new, v.row.visible) for v in views if v.row.n_new]
         if not new:
             return self._pool.tails[:0, 0]
         meta = self._attention.plan(new, self._pool)

@@ -51,7 +51,9 @@ def _load(options: Options, log: Callable[[str], None]) -> Engine:
     context = found.config.max_position_embeddings
     if (options.max_model_len or 0) > context:
         raise OptionError(f"--max-model-len {options.max_model_len}: {found.name} was made for {context} tokens")
-    attention = select_backend(options.attention, device, dtype, found.config.head_dim)
+    attention = select_backend(
+        options.attention, device, dtype, found.config.head_dim, group_prefixes=options.group_prefixes
+    )
     with torch.inference_mode():
         model = model_class(found.config.architecture)(found.config, found.tensors, dtype, device)
     return _with_pages(Loaded(found, model, attention, dtype, device), options, log)

@@ -2,11 +2,16 @@
 
 Tests, the simulator and the benchmarks of the kernel run on it. What comes next is a pure function of the (token,
 position) sequence that is visible *through the page table*, so that a wrong table, a missed copy or a stale tail
-changes the text. Each slot of a page holds its token, its position and the page's sum up to there:
+changes the text. Each slot of a page holds its token, its position, the page's sum up to there, and its *origin*: the
+hidden state after it when it was computed, which tells the context that real KV would depend on and is never read
+here (an edit takes it along, so whoever looks sees where KV was computed):
 
     value(slot) = hash(token, position) * WEIGHT^(slot in page)      sum over the slots of a page, mod 2^64
     digest(row) = sum of page sums * WEIGHT^(page_size * page in table), mod 2^64
     hidden      = hash(digest, number of tokens); its page keeps that of the last token of a row: a tail
+
+A token that does not see all (visible runs) has a digest of those that it sees, and a mark in its hidden state, so that
+`verify` knows such a tail, which the slots alone cannot tell.
 
 So a step costs a microsecond a new token and a tenth of one a page, whatever the context; `cost` makes it take the
 time of a device. With `verify` every row is also recomputed from its slots, and AssertionError tells of a slot never
@@ -37,8 +42,11 @@ from gpuworker.stepcost import StepCost
 from gpuworker.wire import Answer, Assets, Batch, BatchDone, BatchDoneHead, BatchHead, RowDone
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo
+from sdk.abi.visible import Runs, intervals
 
 WEIGHT = 0xD1342543DE82EF95  # odd, so that no slot's value is lost
+POSITION = (1 << 32) - 1  # the half of a slot's word that has it
+MARK = 0xFFFF  # the part of a hidden state that tells of a mask
 FREE = StepCost()
 
 
@@ -63,12 +71,13 @@ class NullBackend:
             raise ValueError(f"the null model's vocabulary has at least {nulltext.MIN_VOCAB} tokens")
         n_host_pages = n_pages if n_host_pages is None else n_host_pages
         self._page_size = page_size
-        self._page_words = 2 * page_size + 2  # slots, sums, tails
+        self._page_words = 3 * page_size + 2  # slots, sums, origins, tails
         self._cost = cost
         self._verify = verify
         self._drawn: dict[int, int] = {}  # by the batch before
         self._slots = array("Q", bytes(8 * n_pages * page_size))  # 1 + token << 32 | position; 0: never written
         self._sums = array("Q", bytes(8 * n_pages * page_size))  # of the page, up to and with this slot
+        self._origins = array("Q", bytes(8 * n_pages * page_size))
         self._tails = array("Q", bytes(8 * n_pages * 2))  # see gpuworker/backend.py
         self._host = array("Q", bytes(8 * n_host_pages * self._page_words))
         self._slot_weights = _powers(WEIGHT, page_size)
@@ -113,6 +122,7 @@ class NullBackend:
         move_s = self._move(batch.head)
         for source, destination in batch.head.copies:
             self._write(destination, self._read(source))
+        self._edit(batch.head)
         if seconds := self._cost.of(batch.head.rows):
             time.sleep(seconds)
         # The tails of the step before are read before any row of this one overwrites its own.
@@ -159,7 +169,9 @@ class NullBackend:
             self._slots[slot] = 1 + (token << 32 | position)
             sums[slot] = ((sums[slot - 1] if offset else 0) + value) & MASK64
             digest = (digest + value * self._page_weights[page]) & MASK64
-            hiddens.append(splitmix64(digest ^ (i + 1)))
+            hidden = splitmix64(digest ^ (i + 1)) if not view.row.visible else self._masked(view, i + 1)
+            self._origins[slot] = hidden
+            hiddens.append(hidden)
         if hiddens:
             n = view.row.n_before + len(hiddens)
             self._tails[2 * view.pages[-1] + n % 2] = hiddens[-1]
@@ -173,10 +185,24 @@ class NullBackend:
             digest += sums[pages[full] * size + rest - 1] * self._page_weights[full]
         return digest & MASK64
 
+    def _masked(self, view: RowView, n: int) -> int:
+        """The hidden state after `n` tokens, the last of which sees what the row's runs say."""
+        seen = intervals(view.row.visible, n)
+        digest = sum(self._digest(view.pages, stop) - self._digest(view.pages, start) for start, stop in seen)
+        hidden = splitmix64((digest & MASK64) ^ n)
+        return hidden if seen == [(0, n)] else hidden & ~MARK | self._mark(view, n)
+
+    def _mark(self, view: RowView, n: int) -> int:
+        """What hidden states of masked tokens end with: a check of their own slot."""
+        return splitmix64(self._slot(view, n - 1) ^ n) & MARK
+
+    def _slot(self, view: RowView, i: int) -> int:
+        return self._slots[view.pages[i // self._page_size] * self._page_size + i % self._page_size]
+
     def _tail(self, view: RowView) -> int:
         n = view.row.n_before
         tail = self._tails[2 * view.pages[(n - 1) // self._page_size] + n % 2]
-        if self._verify and tail != self._recomputed(view, n):
+        if self._verify and tail & MARK != self._mark(view, n) and tail != self._recomputed(view, n, ()):
             raise AssertionError(f"job {view.row.job}: the tail of its {n} tokens is out of date")
         return tail
 
@@ -190,15 +216,33 @@ class NullBackend:
         return time.perf_counter() - started
 
     def _read(self, page: int) -> "array[int]":
-        """All that a page keeps: its slots, its sums, its tails."""
+        """All that a page keeps: its slots, its sums, its origins, its tails."""
         here = slice(page * self._page_size, (page + 1) * self._page_size)
-        return self._slots[here] + self._sums[here] + self._tails[2 * page : 2 * page + 2]
+        return self._slots[here] + self._sums[here] + self._origins[here] + self._tails[2 * page : 2 * page + 2]
 
     def _write(self, page: int, words: "array[int]") -> None:
         size = self._page_size
         here = slice(page * size, (page + 1) * size)
         self._slots[here], self._sums[here] = words[:size], words[size : 2 * size]
-        self._tails[2 * page : 2 * page + 2] = words[2 * size :]
+        self._origins[here] = words[2 * size : 3 * size]
+        self._tails[2 * page : 2 * page + 2] = words[3 * size :]
+
+    def _edit(self, head: BatchHead) -> None:
+        size = self._page_size
+        for edit in head.edits:
+            source, slot = edit.source * size + edit.source_slot, edit.page * size + edit.slot
+            for i in range(edit.n):
+                word = self._slots[source + i]
+                if self._verify and not (word and 0 <= ((word - 1) & POSITION) + edit.delta <= POSITION):
+                    raise AssertionError(f"{edit}: slot {i} was never written, or moves beyond all positions")
+                self._slots[slot + i] = word + edit.delta
+                self._origins[slot + i] = self._origins[source + i]
+        for page in dict.fromkeys(edit.page for edit in head.edits):
+            digest = 0
+            for offset in range(size):
+                word = max(self._slots[page * size + offset], 1)
+                digest = (digest + splitmix64(word - 1) * self._slot_weights[offset]) & MASK64
+                self._sums[page * size + offset] = digest
 
     def _check_exclusive(self, views: Sequence[RowView]) -> None:
         """No row may see a slot that another row of the same step writes."""
@@ -217,18 +261,20 @@ class NullBackend:
 
     def _verify_row(self, view: RowView, hiddens: Sequence[int]) -> None:
         n = view.row.n_before + view.row.n_new
-        if hiddens and hiddens[-1] != self._recomputed(view, n):
+        if hiddens and hiddens[-1] != self._recomputed(view, n, view.row.visible):
             raise AssertionError(f"job {view.row.job}: its sums do not agree with its slots")
 
-    def _recomputed(self, view: RowView, n: int) -> int:
+    def _recomputed(self, view: RowView, n: int, visible: Runs) -> int:
         """The hidden state after `n` tokens, from the slots alone."""
-        digest = 0
+        digest, seen = 0, intervals(visible, n)
         for i in range(n):
-            slot = self._slots[view.pages[i // self._page_size] * self._page_size + i % self._page_size]
+            slot = self._slot(view, i)
             if slot == 0:
                 raise AssertionError(f"job {view.row.job}: nothing was ever written for its token {i}")
-            digest += splitmix64(slot - 1) * pow(WEIGHT, i, 1 << 64)
-        return splitmix64((digest & MASK64) ^ n)
+            if any(start <= i < stop for start, stop in seen):
+                digest += splitmix64(slot - 1) * pow(WEIGHT, i, 1 << 64)
+        hidden = splitmix64((digest & MASK64) ^ n)
+        return hidden if seen == [(0, n)] else hidden & ~MARK | self._mark(view, n)
 
 
 def _powers(base: int, n: int) -> list[int]:

@@ -25,6 +25,7 @@ class Options:
     tokenizer: str | None = None
     max_model_len: int | None = None  # tokens
     attention: str = "auto"
+    group_prefixes: bool = True  # read what rows share once, where the attention can
     threads: int | None = None
     kv_cache_memory: float | None = None  # GiB
     gpu_memory_utilization: float = 0.9  # of the device's memory, for weights, one step and pages together

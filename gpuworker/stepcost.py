@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpuworker.wire import Row
+from sdk.abi.visible import spanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,5 +30,12 @@ class StepCost:
 
     def of(self, rows: Sequence[Row]) -> float:
         """Seconds of a step with these rows. A row that only asks for its tail reads no keys."""
-        n_context = sum(row.n_before + row.n_new for row in rows if row.n_new)
+        n_context = sum(_n_read(row) for row in rows if row.n_new)
         return self.cost(len(rows), sum(row.n_new for row in rows), n_context)
+
+
+def _n_read(row: Row) -> int:
+    """Tokens that some new token of the row sees."""
+    if not row.visible:
+        return row.n_before + row.n_new
+    return sum(stop - start for start, stop in spanned(row.visible, row.n_before, row.n_new))

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo, Sampling
+from sdk.abi.visible import Run
 
 if sys.byteorder != "little":
     raise ImportError("the wire is little-endian, and so must be its hosts")
@@ -100,6 +101,19 @@ class Row(Struct, frozen=True, array_like=True):
     n_pages: int  # pages of its table: they cover n_before + n_new tokens
     asks: list[Ask] = []
     chained: bool = False  # its first new token is what this job's last ask drew in the batch before; the tokens say 0
+    visible: list[Run] = []  # what its new tokens attend to (sdk/abi/visible.py); empty: all before them
+
+
+class Edit(Struct, frozen=True, array_like=True):
+    """Slots of one page that are copied into another, in all layers: V as it is, K turned to a position `delta` further
+    (negative: back)."""
+
+    source: int  # page
+    source_slot: int  # the first
+    page: int  # to write
+    slot: int  # the first
+    n: int
+    delta: int = 0
 
 
 class BatchHead(Struct, frozen=True, tag="batch"):
@@ -110,7 +124,10 @@ class BatchHead(Struct, frozen=True, tag="batch"):
     that has had more refuses it untried (BatchFailed.void).
 
     Moves between the tiers are done beside the step, and are complete when the batch is answered. They touch no page
-    that its copies or rows touch, and each page once. A batch may have moves and no rows."""
+    that its copies, edits or rows touch, and each page once. A batch may have moves and no rows.
+
+    Edits are done after the copies and before the step, in any order: none writes a page that another one reads, and
+    no slot is written twice. They leave tails alone."""
 
     seq: int
     copies: list[tuple[int, int]]  # (source page, destination page), done in order before the step
@@ -118,6 +135,7 @@ class BatchHead(Struct, frozen=True, tag="batch"):
     n_failed: int = 0
     moves_out: list[tuple[int, int]] = []  # (page, host page)
     moves_in: list[tuple[int, int]] = []  # (host page, page)
+    edits: list[Edit] = []
 
 
 class Fetch(Struct, frozen=True, tag="fetch"):

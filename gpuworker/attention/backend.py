@@ -1,8 +1,9 @@
 """THE CONTRACT of attention over pages: what a step looks like, what a body can do, how K and V are stored.
 
 A step is a list of rows; the rows' new tokens are flattened in row order in q, k and v. A body first writes the new
-K and V into the rows' pages, then lets query i of a row read its keys 0 .. n_before + i. Masks are by index alone:
-positions live in the rotated q and k. Rows may share leading pages (forks of one file); shared pages are only read.
+K and V into the rows' pages, then lets query i of a row read its keys 0 .. n_before + i, or those of them that the
+row's visible runs name (sdk/abi/visible.py). Masks are by index alone: positions live in the rotated q and k. Rows may
+share leading pages (forks of one file); shared pages are only read.
 
 Called by the engine, once `plan` and n_layers times `attend` for each step. Never add scheduling or page ownership.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gpuworker.pagepool import PagePool
+from sdk.abi.visible import Runs, spanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class RowSpec:
     pages: Sequence[int]  # the file's page table; covers n_before + n_new tokens, may be longer
     n_before: int  # tokens whose K and V are in the pages already
     n_new: int  # tokens of this row in this step, at least 1
+    visible: Runs = ()  # what each new token may read, beside itself; empty: all before it
 
     @property
     def n_total(self) -> int:
@@ -75,6 +78,43 @@ class AttentionBackend(Protocol[Meta]):
 
         All in the pool's dtype; q head h reads KV head h // (Hq // Hkv).
         """
+
+
+def pages_in_sight(row: RowSpec, first: int, n_queries: int, page_size: int) -> list[int]:
+    """Where in the row's table are the pages that one of its new tokens first … first + n_queries - 1 sees, ascending.
+    Perhaps more than those."""
+    spans = spanned(row.visible, row.n_before + first, n_queries)
+    pages: list[int] = []
+    for start, stop in spans:
+        begin = start // page_size
+        pages += range(begin + 1 if pages and pages[-1] == begin else begin, -(-stop // page_size))
+    return pages
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What some consecutive queries of a row may read, as whole pages laid end to end: the pages that none of them
+    sees are left out. Key i of these pages is token `tokens[i]` of the file; no key is beyond the last query."""
+
+    pages: list[int]
+    tokens: Tensor  # int64 [n_keys], ascending
+
+    @staticmethod
+    def of(row: RowSpec, first: int, n_queries: int, page_size: int) -> "Window":
+        """Of the row's new tokens first … first + n_queries - 1."""
+        at = pages_in_sight(row, first, n_queries, page_size)
+        tokens = (torch.tensor(at)[:, None] * page_size + torch.arange(page_size)).flatten()
+        return Window([row.pages[page] for page in at], tokens[tokens < row.n_before + first + n_queries])
+
+    def mask(self, row: RowSpec, first: int, n_queries: int) -> Tensor:
+        """bool [n_queries, n_keys], True where a query may read."""
+        ends = torch.arange(row.n_before + first + 1, row.n_before + first + n_queries + 1)[:, None]
+        seen = self.tokens == ends - 1
+        for start, stop in row.visible:
+            begin = (ends + start).clamp(min=0) if start < 0 else torch.tensor(start)
+            end = ends if stop is None else ends + stop if stop < 0 else ends.clamp(max=stop)
+            seen |= (self.tokens >= begin) & (self.tokens < end)
+        return seen
 
 
 def slot_mapping(rows: Sequence[RowSpec], pool: PagePool) -> Tensor:

@@ -2,13 +2,16 @@
 
 Rows with few new tokens are read together where they lie (cpu_decode.py). Every other row is cut into pieces, and a
 piece is two products of torch's CPU flash attention, merged by their log-sum-exps: the tokens before it, gathered
-and unmasked, and its own square, causal. No mask is ever materialised and unwritten slots are never read.
+and unmasked, and its own square, causal. Unwritten slots are never read, and a mask is materialised only for rows with
+visible runs (cpu_masked.py).
 
-A row's result does not depend on the other rows of the step, but for long shared prefixes (see there), where it moves
-by rounding alone. Called by the engine, chosen by select.py. Never add another kind of device here.
+A row's result does not depend on the other rows of the step, but for long shared prefixes (cpu_prefix.py), where it
+moves by rounding alone; without `group_prefixes` it is the same to the bit.
+
+Called by the engine, chosen by select.py. Never add another kind of device here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +21,7 @@ from torch import Tensor
 from gpuworker.attention.backend import AttentionCaps, RowSpec, slot_mapping, write_kv
 from gpuworker.attention.cpu_decode import DecodeBatch
 from gpuworker.attention.cpu_gather import gather, page_index, scratch
+from gpuworker.attention.cpu_masked import MaskedPiece
 from gpuworker.pagepool import PagePool
 
 # New tokens of a row up to which reading keys in place wins. us per layer there / here, on cpu_decode.py's machine, for
@@ -44,7 +48,8 @@ class CpuMeta:
 
     slots: Tensor
     pieces: list[_Piece]
-    room: Tensor  # where each piece in turn gathers the tokens before it
+    masked: list[tuple[slice, MaskedPiece]]  # with its tokens in the step
+    room: Tensor  # where each piece in turn gathers what it reads of the pool
     short: DecodeBatch | None
     short_tokens: Tensor | None  # int64: the short rows' tokens in the step; None if they are all of it
 
@@ -62,10 +67,14 @@ class CpuBackend:
         needs_finite_pool=False,
     )
 
+    def __init__(self, group_prefixes: bool = True) -> None:
+        self._group_prefixes = group_prefixes
+
     def plan(self, rows: Sequence[RowSpec], pool: PagePool) -> CpuMeta:
         """See AttentionBackend."""
         slots = slot_mapping(rows, pool)
         pieces: list[_Piece] = []
+        masked: list[tuple[slice, MaskedPiece]] = []
         short: list[RowSpec] = []
         short_tokens: list[int] = []
         first = 0
@@ -73,15 +82,23 @@ class CpuBackend:
             if row.n_new <= MAX_SHORT:
                 short.append(row)
                 short_tokens += range(first, first + row.n_new)
-            else:
-                pieces += _cut(row, first, pool.page_size)
+            for start, end in _cuts(row.n_new) if row.n_new > MAX_SHORT else ():
+                if row.visible:
+                    mine = slice(first + start, first + end)
+                    masked.append((mine, MaskedPiece(row, start, end - start, pool)))
+                else:
+                    before = row.n_before + start
+                    pages = page_index(row.pages[: -(-before // pool.page_size)])
+                    pieces.append(_Piece(first + start, end - start, before, pages))
             first += row.n_new
+        n_pages = [len(piece.pages) for piece in pieces] + [len(piece.pages) for _, piece in masked]
         return CpuMeta(
             slots,
             pieces,
-            scratch(pool, max((len(piece.pages) for piece in pieces), default=0)),
-            DecodeBatch(short, pool) if short else None,
-            torch.tensor(short_tokens) if pieces else None,
+            masked,
+            scratch(pool, max(n_pages, default=0)),
+            DecodeBatch(short, pool, self._group_prefixes) if short else None,
+            torch.tensor(short_tokens) if n_pages else None,
         )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, meta: CpuMeta, pool: PagePool) -> Tensor:
@@ -93,22 +110,18 @@ class CpuBackend:
         for piece in meta.pieces:
             mine = slice(piece.first, piece.first + piece.n_new)
             out[mine] = _attend_piece(layer, q[mine], k[mine], v[mine], piece, pool, meta.room)
+        for mine, window in meta.masked:
+            out[mine] = window.attend(layer, q[mine], pool, meta.room)
         if meta.short is not None and meta.short_tokens is not None:
             read = meta.short.attend(layer, q.index_select(0, meta.short_tokens), pool)
             out.index_copy_(0, meta.short_tokens, read)
         return out
 
 
-def _cut(row: RowSpec, first: int, page_size: int) -> list[_Piece]:
+def _cuts(n_new: int) -> Iterable[tuple[int, int]]:
     """Pieces of about equal length, at most PIECE tokens."""
-    n_pieces = -(-row.n_new // PIECE)
-    cuts = [row.n_new * i // n_pieces for i in range(n_pieces + 1)]
-    pieces = []
-    for start, end in pairwise(cuts):
-        before = row.n_before + start
-        pages = page_index(row.pages[: -(-before // page_size)])
-        pieces.append(_Piece(first + start, end - start, before, pages))
-    return pieces
+    n_pieces = -(-n_new // PIECE)
+    return pairwise(n_new * i // n_pieces for i in range(n_pieces + 1))
 
 
 def _attend_piece(layer: int, q: Tensor, k: Tensor, v: Tensor, piece: _Piece, pool: PagePool, room: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ matrix (a row per query head, a column per head vector of the pool, an entry per
 
 Nothing is padded and page order does not matter. Each query's arithmetic is its own: a row's result is the same to
 the bit in any batch, save where queries share a long prefix (cpu_prefix.py): that prefix is one more key, whose score
-is its log-sum-exp and whose value is its output.
+is its log-sum-exp and whose value is its output. A query of a row with visible runs has entries for the keys that it
+sees, so a window of 256 tokens costs like a context of 256.
 
 Measured on two cores of an AMD EPYC (AVX2, ~25 GB/s), us per layer, fp32, Hq=9, Hkv=3, D=64, page 16, K and V in DRAM:
 
@@ -27,17 +28,18 @@ Called by cpu.py. Never add rows with many new tokens here: from ~9 on, matrix p
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from gpuworker.attention.backend import RowSpec
+from gpuworker.attention.backend import RowSpec, pages_in_sight
 from gpuworker.attention.cpu_gather import page_index
 from gpuworker.attention.cpu_prefix import SharedPrefix, group_by_prefix
 from gpuworker.pagepool import PagePool
+from sdk.abi.visible import intervals
 
 with warnings.catch_warnings():
     # Torch says once per process that its CSR layout is beta; the three operations used here are covered by tests.
@@ -62,12 +64,18 @@ class _Scores:
 class DecodeBatch:
     """The query tokens of a step's short rows, and where their keys are. Good for one step."""
 
-    def __init__(self, rows: Sequence[RowSpec], pool: PagePool) -> None:
+    def __init__(self, rows: Sequence[RowSpec], pool: PagePool, group_prefixes: bool = True) -> None:
         """Costs ~20 us a row."""
         size, kv_heads = pool.page_size, pool.kv.shape[-2]
-        groups = group_by_prefix(rows, size)
+        groups = group_by_prefix(rows, size) if group_prefixes else []
         skipped = {member: len(group.pages) for group in groups for member in group.members}
-        own = [row.pages[skipped.get(i, 0) : -(-row.n_total // size)] for i, row in enumerate(rows)]
+        in_sight = {i: pages_in_sight(row, 0, row.n_new, size) for i, row in enumerate(rows) if row.visible}
+        own = [
+            [row.pages[page] for page in in_sight[i]]
+            if row.visible
+            else row.pages[skipped.get(i, 0) : -(-row.n_total // size)]
+            for i, row in enumerate(rows)
+        ]
         self._vectors = _HeadVectors(own, pool)
         self._keys: list[Tensor] = []  # for each query: the vectors it reads, of KV head 0
         in_page = torch.arange(0, size * kv_heads, kv_heads, dtype=self._vectors.index)
@@ -76,6 +84,9 @@ class DecodeBatch:
             keys = (self._vectors.page_starts(own[i])[:, None] + in_page).flatten()
             first = row.n_before + 1 - skipped.get(i, 0) * size
             queries.append(range(len(self._keys), len(self._keys) + row.n_new))
+            if row.visible:
+                self._keys += _seen(row, keys, in_sight[i], size)
+                continue
             for n_read in range(first, first + row.n_new):
                 # A shared prefix is one more entry at the end. Its column gets weight 0: any that is written will do.
                 self._keys.append(torch.cat([keys[:n_read], keys[:1]]) if i in skipped else keys[:n_read])
@@ -126,6 +137,17 @@ class DecodeBatch:
         last = (ends.to(torch.int64) - 1).view(-1, heads)
         cells = [last.index_select(0, prefix.queries).flatten() for prefix in self._prefixes]
         return _Scores(matrix, matrix.values(), columns, starts[:-1], blocks, cells)
+
+
+def _seen(row: RowSpec, keys: Tensor, pages: Sequence[int], size: int) -> Iterator[Tensor]:
+    """Of `keys`, those of these pages of the row, what each of its new tokens sees."""
+    begins = {page: i * size for i, page in enumerate(pages)}
+    for n in range(row.n_before + 1, row.n_total + 1):
+        parts = []
+        for start, stop in intervals(row.visible, n):
+            first = begins[start // size] + start % size  # all pages of an interval are there, one after another
+            parts.append(keys[first : first + stop - start])
+        yield torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class _HeadVectors:

@@ -13,9 +13,9 @@ from torch import Tensor
 from gpuworker.pagepool import PagePool
 
 
-def scratch(pool: PagePool, n_pages: int) -> Tensor:
-    """Room for K and V of n_pages: [2, n_pages, page, Hkv, D], not initialised."""
-    return torch.empty(2, n_pages, *pool.kv.shape[3:], dtype=pool.kv.dtype)
+def scratch(pool: PagePool, n_pages: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for K and V of n_pages: [2, n_pages, page, Hkv, D], not initialised; by default of the pool's dtype."""
+    return torch.empty(2, n_pages, *pool.kv.shape[3:], dtype=dtype or pool.kv.dtype)
 
 
 def page_index(pages: Iterable[int]) -> Tensor:
@@ -23,11 +23,16 @@ def page_index(pages: Iterable[int]) -> Tensor:
     return torch.tensor(list(pages), dtype=torch.int64)
 
 
-def gather(pool: PagePool, layer: int, pages: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-    """K and V of `pages` [n], in that order, as [1, Hkv, n * page, D] views of `room` (see `scratch`)."""
+def gather(
+    pool: PagePool, layer: int, pages: Tensor, room: Tensor, wide: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """K and V of `pages` [n], in that order, as [1, Hkv, n * page, D] views of `room` (see `scratch`), or of `wide`,
+    if that is given, which has another dtype."""
     parts = []
     for side in (0, 1):
         part = room[side, : len(pages)]
         torch.index_select(pool.kv[:, layer, side], 0, pages, out=part)
+        if wide is not None:
+            part = wide[side, : len(pages)].copy_(part)
         parts.append(part.flatten(0, 1).transpose(0, 1)[None])
     return parts[0], parts[1]

@@ -14,12 +14,17 @@ from gpuworker.attention.cpu import CpuBackend
 from gpuworker.attention.flash import find_flash_attn, find_torch_varlen
 from gpuworker.attention.sdpa import SdpaBackend
 
-# By name, each name's bodies best first; a find gives None where the body's library is missing.
-_FINDS: dict[str, list[Callable[[], AttentionBackend[Any] | None]]] = {
-    "flash_attn": [find_flash_attn, find_torch_varlen],
-    "cpu": [CpuBackend],
-    "sdpa": [SdpaBackend],
-}
+Find = Callable[[], AttentionBackend[Any] | None]  # None where the body's library is missing
+NAMES = ("cpu", "flash_attn", "sdpa")
+
+
+def _finds(group_prefixes: bool) -> dict[str, list[Find]]:
+    """By name, best first; each name's bodies best first."""
+    return {
+        "flash_attn": [find_flash_attn, find_torch_varlen],
+        "cpu": [lambda: CpuBackend(group_prefixes)],
+        "sdpa": [SdpaBackend],
+    }
 
 
 class AttentionUnavailable(ValueError):
@@ -27,18 +32,25 @@ class AttentionUnavailable(ValueError):
 
 
 def select_backend(
-    name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int, page_size: int | None = None
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int,
+    page_size: int | None = None,
+    *,
+    group_prefixes: bool = True,
 ) -> AttentionBackend[Any]:
     """The body called `name` ("cpu", "sdpa", "flash_attn"), or with "auto" the best one that can serve.
 
     Without a page_size the body's own is meant: read it from `caps.default_page_size`. "flash_attn" is the package
-    where it is installed, else torch's own copy of it. Raises AttentionUnavailable, naming what there is.
+    where it is installed, else torch's own copy of it. `group_prefixes` is for the body that has such a choice (the
+    CPU's). Raises AttentionUnavailable, naming what there is.
     """
-    if name != "auto" and name not in _FINDS:
-        raise AttentionUnavailable(f"no attention called {name!r}: use auto, {', '.join(sorted(_FINDS))}")
+    if name not in ("auto", *NAMES):
+        raise AttentionUnavailable(f"no attention called {name!r}: use auto, {', '.join(NAMES)}")
     able: dict[str, AttentionBackend[Any]] = {}
     refusals: dict[str, str] = {}
-    for candidate, finds in _FINDS.items():
+    for candidate, finds in _finds(group_prefixes).items():
         found = [backend for find in finds if (backend := find()) is not None]
         refusals[candidate] = "not installed"
         for backend in found:

@@ -72,6 +72,10 @@ class Llama:
             layer(x, cos, sin, attend)
         return F.rms_norm(x, self.norm.shape, self.norm, self.config.rms_norm_eps).to(self.embedding.dtype)
 
+    def turn(self, keys: Tensor, deltas: Tensor) -> Tensor:
+        """Stored keys [T, Hkv, D], moved by `deltas` [T] (int64) positions."""
+        return rope.turn(self.rope, keys, deltas)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, vocab_size] in fp32 of hidden states [N, hidden_size]."""
         return self.head(hidden.to(self.head_dtype)).float()

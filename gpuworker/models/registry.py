@@ -38,6 +38,10 @@ class Model(Protocol):
         """Hidden states [T, hidden_size] after the final norm, of tokens `ids` [T] at `positions` [T] (int64)."""
         ...
 
+    def turn(self, keys: Tensor, deltas: Tensor) -> Tensor:
+        """Stored keys [T, Hkv, D], moved by `deltas` [T] (int64) positions: a new tensor of their dtype."""
+        ...
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [N, vocab_size] in fp32 of hidden states [N, hidden_size]."""
         ...

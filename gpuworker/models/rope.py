@@ -2,7 +2,7 @@
 
 Element i of a head turns with element i + D/2 by the angle position * frequency_i. Owns the frequencies with their
 scaling and the table of cosines and sines. Called by the models. Nothing here depends on the length of a sequence, so
-a K that was stored once stays valid.
+a K that was stored once stays valid; and since turns add up, a stored K can be turned on to another position.
 """
 
 import math
@@ -58,3 +58,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned[:, :, 0].addcmul_(b, sin, value=-1)
     turned[:, :, 1].addcmul_(a, sin)
     return turned.view(tokens, heads, dim).to(x.dtype)
+
+
+def turn(rows: Tensor, keys: Tensor, deltas: Tensor) -> Tensor:
+    """Stored keys [T, H, D] as they would be `deltas` [T] (int64, negative for back) positions further: R(p + d) is
+    R(d) R(p) (Su et al., 2021, eq. 16). In fp32, whatever the keys are; returns a new tensor of their dtype."""
+    cos, sin = gather(rows, deltas.abs())
+    return rotate(keys.float(), cos, sin * deltas.sign().view(-1, 1, 1)).to(keys.dtype)
