@@ -8,7 +8,7 @@ RUNS   ?= 1000
 PROMPT ?= Give a friendly name to a small robot, and one sentence on why.
 N      ?= 4
 
-.PHONY: help run serve test check setup gen fmt lint types arch gen-check clean sim sim-long chaos chaos-model hostile
+.PHONY: help run serve test check setup gen fmt lint types arch gen-check clean sim sim-long model chaos chaos-model chaos-store crashes fuzz-store hostile
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,7 +20,7 @@ serve: $(READY)  ## set up if needed, then start the kernel on port 8000
 	@$(BIN)/python -m kernel
 
 test: $(READY)  ## the tests: no GPU, no model hub, under ten minutes
-	@$(BIN)/python -m pytest -q
+	@KVFS_OPERATIONS=100000 $(BIN)/python -m pytest -q
 
 check: $(READY) lint types arch gen-check test  ## all that CI checks
 
@@ -65,6 +65,18 @@ chaos: $(READY)  ## kill -9, stop and drain real worker processes under load: 20
 
 chaos-model: $(READY)  ## the same with the default model in fp32: 20 kills
 	@$(BIN)/python -m tests.chaos.workers --kills 20 --stops 2 --drains 2 --backend torch
+
+model: $(READY)  ## a million operations on KV files against a plain model of them
+	@KVFS_OPERATIONS=1000000 $(BIN)/python -m pytest -q --timeout 7200 tests/kvfs/test_model.py
+
+chaos-store: $(READY)  ## kill -9 while files are saved: 950 times the store alone, 50 times a whole kernel
+	@$(BIN)/python -m tests.chaos.store --kills 950 --kernels 50
+
+crashes: $(READY)  ## durable files on a disk that loses what was not synced: all crash points of 200 workloads
+	@$(BIN)/python -m tests.kvfs.store.crashes --workloads 200 --operations 20
+
+fuzz-store: $(READY)  ## 100,000 random changes to stored files: no crash and no wrong read
+	@$(BIN)/python -m tests.kvfs.store.fuzz --mutations 100000
 
 hostile: $(READY)  ## each kind of misbehaving program 50 times among 50 good ones
 	@HOSTILE_TIMES=50 HOSTILE_GOOD=50 $(BIN)/python -m pytest -q tests/chaos/test_hostile.py

@@ -27,6 +27,21 @@ app = typer.Typer(
 )
 
 
+# Options whose help is long.
+PreemptionMode = Annotated[
+    str | None, typer.Option(help="auto, swap or recompute: what becomes of pages that make room")
+]
+PinnedShare = Annotated[
+    float | None, typer.Option(help="share of a device's pages that programs may pin, all together; 0.5")
+]
+TenantCache = Annotated[
+    float | None, typer.Option(help="seconds for which a tenant's unopened files are safe from others; 600")
+]
+BatchPolicy = Annotated[
+    str | None, typer.Option(help="eager, k, t, k-or-t or adaptive: when an idle worker gets its batch")
+]
+
+
 @app.callback(invoke_without_command=True)
 def main(
     ctx: typer.Context,
@@ -39,6 +54,7 @@ def main(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N")] = None,
     attention: Annotated[str | None, typer.Option(help="auto, cpu, sdpa, flash_attn")] = None,
+    group_prefixes: Annotated[bool | None, typer.Option(help="on a CPU, read once what rows share")] = None,
     backend: Annotated[str | None, typer.Option(help="torch, or null: deterministic, no model")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="context in tokens")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="rows of a batch")] = None,
@@ -49,13 +65,14 @@ def main(
     swap_space: Annotated[
         float | None, typer.Option(help="GiB of main memory that KV pages may move to; 0: none")
     ] = None,
-    preemption_mode: Annotated[
-        str | None, typer.Option(help="auto, swap or recompute: what becomes of pages that make room")
-    ] = None,
-    batch_policy: Annotated[
-        str | None, typer.Option(help="eager, k, t, k-or-t or adaptive: when an idle worker gets its batch")
-    ] = None,
+    preemption_mode: PreemptionMode = None,
+    max_pinned_share: PinnedShare = None,
+    tenant_cache_s: TenantCache = None,
+    batch_policy: BatchPolicy = None,
     scheduling_policy: Annotated[str | None, typer.Option(help="fair, fcfs or srpt: which program goes first")] = None,
+    kv_dir: Annotated[Path | None, typer.Option(help="directory in which named files outlive the kernel")] = None,
+    kv_dir_size: Annotated[float | None, typer.Option(help="GiB that they may have there")] = None,
+    kv_repair: Annotated[str | None, typer.Option(help="recompute or fail: what if K/V on disk is damaged")] = None,
     worker: Annotated[
         list[str] | None, typer.Option(help="attach the worker at this address (tcp://HOST:PORT); repeat for more")
     ] = None,

@@ -5,14 +5,17 @@ the new. Made by `kernel/fleet.py`.
 """
 
 import asyncio
+from itertools import count
 from typing import Any
 
-from gpuworker.wire import Assets, Fetched, FromKernel, PagesFailed, Stored
+from gpuworker.wire import Assets, Fetch, Fetched, FromKernel, PagesFailed, Store, Stored, StoreHead
 from kernel.batcher import Batcher
 from kernel.link import Link
 from kernel.local import LocalWorker
 from kernel.workers import State, Worker
 from sdk.abi.errors import SyscallError
+
+ANSWER_S = 10.0  # for a worker to send pages, or to store them, behind the batches that it has
 
 
 class AttachError(Exception):
@@ -37,6 +40,7 @@ class Attached:
         self.pump_due = False
         self.kernel_s = 0.0  # that this process was busy with its batches since the last one was answered
         self.timer: asyncio.TimerHandle | None = None
+        self._numbers = count(1)  # of requests
         self._waiting: list[asyncio.Future[None]] = []  # for a change
 
     async def changed(self) -> None:
@@ -64,6 +68,17 @@ class Attached:
             raise WorkerLost(f"{self.worker.name} did not answer within {timeout_s:g} s") from None
         finally:
             self.requests.pop(number, None)
+
+    async def fetch(self, pages: list[int]) -> "bytes | memoryview":
+        """The contents of pages, behind the batches that it has. Raises WorkerLost, SyscallError."""
+        number = next(self._numbers)
+        fetched: Fetched = await self.request(Fetch(number, pages), number, ANSWER_S)
+        return fetched.contents
+
+    async def store(self, pages: list[int], contents: "bytes | memoryview") -> None:
+        """Write the contents of pages, behind the batches that it has. Raises WorkerLost, SyscallError."""
+        number = next(self._numbers)
+        await self.request(Store(StoreHead(number, pages), contents), number, ANSWER_S)
 
     def close(self, reason: str, linger_ms: int) -> None:
         """Nothing is heard or said any more; who waits for an answer is told so."""

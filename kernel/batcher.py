@@ -77,7 +77,7 @@ class Batcher:
         self._flight: deque[InFlight] = deque()
         self._cap_rows, self._cap_tokens = max_rows, max_tokens  # smaller after a refusal, until batches go well again
         self._retry_at = 0.0  # somebody waits for pages, and nothing is in flight that could bring some
-        self._rows = Rows(fs, memory)
+        self._rows = Rows(fs, memory, costs)
         self._seq = 0
         self._n_jobs = 0
         self._n_failed = 0
@@ -138,7 +138,8 @@ class Batcher:
             return
         job.cancelled = True
         keep = job.keeps_partial
-        while job.sent and job.claim is not None and not (keep and job.sent[-1].is_known):
+        can_undo = job.claim is not None or job.undoes_steps
+        while job.sent and can_undo and not (keep and job.sent[-1].is_known):
             self._take_back(job)
         for sent in job.sent:
             sent.settled = True
@@ -200,6 +201,7 @@ class Batcher:
             self._killed += relief.killed
             for job, error in relief.failed:
                 self._end(job, now, error)
+            self._rows.restore(batch, relief.restore, self._cap_rows, self._cap_tokens)
             if batch.rows or not (relief.freed or relief.failed):
                 break
         if not batch.rows and not batch.moves:
@@ -280,7 +282,8 @@ class Batcher:
             raise WorkerFault("the worker answered other rows than it was sent")
         self._settle_moves(batch, now, head.move_s)
         self._next_runs(now)
-        self.costs.step(len(batch.rows), batch.n_tokens, head.step_s)
+        if not batch.has_edits:
+            self.costs.step(len(batch.rows), batch.n_tokens, head.step_s)
         if self._capped:
             self._cap_rows = min(self.max_rows, 2 * self._cap_rows)
             self._cap_tokens = min(self.max_tokens, 2 * self._cap_tokens)
@@ -330,15 +333,18 @@ class Batcher:
 
     def _commit(self, s: Sent, now: float, share_s: float) -> None:
         """A row was computed: its tokens are part of the file, and its program pays."""
+        was_edited = s.job is None and s.lease.inode.edited is not None
         self.fs.commit(s.lease, now)
         job, step, counters = s.job, s.step, self._counters
         if job is None or step is None:
             self._rows.rebuilt(s)
+            counters.n_edits_recomputed += was_edited and s.lease.inode.edited is None
             counters.n_recomputed_tokens += s.lease.n_new
             if s.account is not None:
                 s.account.n_recomputed_tokens += s.lease.n_new
             return
         n = len(step.tokens)
+        counters.n_edits += job.undoes_steps
         if s.settled:
             job.computed(step)
         if job.account is None:
@@ -389,6 +395,8 @@ class Batcher:
             errno = failure.errno if failure.errno in (Errno.ENOSPC, Errno.EINVAL) else Errno.EIO
             error = SyscallError.make(errno, f"the worker refused the step: {failure.detail}")
             inode = rows[0].lease.inode
+            if rows[0].job is None:
+                self.fs.give_up(inode.ino)
             for job in [rows[0].job] if rows[0].job else [j for j in self.jobs() if j.file.inode is inode]:
                 self._end(job, now, error)
 
@@ -426,7 +434,7 @@ class Batcher:
 
     def release(self, inos: set[int]) -> list[Job] | None:
         """Give up the jobs on these files, for another worker; None while a batch has one of the files."""
-        jobs = [job for job in self.jobs() if job.file.inode.ino in inos]
+        jobs = [job for job in self.jobs() if not inos.isdisjoint(job.inos)]
         for job in jobs:
             job.paused = True
         if any(job.sent for job in jobs) or any(ino in self.fs.files and self.fs.files[ino].n_leases for ino in inos):
@@ -439,7 +447,7 @@ class Batcher:
     def resume(self, inos: set[int]) -> None:
         """The jobs on these files stay after all."""
         for job in self.jobs():
-            if job.file.inode.ino in inos:
+            if not inos.isdisjoint(job.inos):
                 job.paused = False
 
     def _oldest(self, seq: int) -> InFlight:

@@ -6,30 +6,50 @@ latter opens no door to the outside and ends with its program.
 
 import asyncio
 import gc
+import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process
+from kernel import (
+    dispatch,
+    stepper,
+    sys_advice,
+    sys_edit,
+    sys_file,
+    sys_ipc,
+    sys_lock,
+    sys_model,
+    sys_process,
+    sys_rights,
+    sys_sync,
+)
 from kernel.config import Config
 from kernel.core import AttachError, Kernel
+from kernel.disk import DirectoryInUse, RealDisk
+from kernel.durable import Durable
 from kernel.foreground import check_program, run_foreground
 from kernel.frontdoor.server import FrontDoorError, check_socket, serve_http, serve_socket
 from kernel.guard import guard
 from kernel.heart import heart
 from kernel.link import StreamTransport
 from kernel.loader import LoadError
+from kernel.loading import Loading
 from kernel.local import WorkerFailed
 from kernel.rundir import RunDirectory, Standing
 from kernel.signals import Signals
+from kvfs.store.ledger import Ledger
+from kvfs.store.store import Store
 from sdk.abi.errors import NoDevice
 from sdk.abi.values import ModelInfo
 
-SYSTEM_CALLS = (sys_file, sys_ipc, sys_model, sys_process)  # importing them registers their handlers
+# Importing them registers their handlers.
+SYSTEM_CALLS = (sys_advice, sys_edit, sys_file, sys_ipc, sys_lock, sys_model, sys_process, sys_rights, sys_sync)
 SWITCH_S = 0.0005  # for how long a thread that some program has started may keep the interpreter from the kernel
 COLLECT = (10_000, 50, 50)  # objects made, looks at the newest, looks at those that outlived one
 GRACE_S = 5.0  # for programs to unwind when the kernel stops
@@ -37,6 +57,8 @@ INTERRUPTED = 130  # exit status after a signal, as a shell reports SIGINT
 PANIC = 70  # exit status after a broken invariant (sysexits.h: internal software error)
 
 Say = Callable[[str], None]
+
+log = logging.getLogger(__name__)
 
 
 class BootError(Exception):
@@ -74,6 +96,7 @@ async def running(config: Config) -> AsyncIterator[tuple[Kernel, RunDirectory]]:
     sys.setswitchinterval(SWITCH_S)
     calm_collector()
     kernel = Kernel(config, dispatch.make_door, StreamTransport())
+    keep_files(kernel)
     directory = RunDirectory(config.run_directory) if config.run_directory is not None else RunDirectory.create()
     if config.step_soft_ms:
         who = partial(stepper.current.get, None)
@@ -90,6 +113,30 @@ async def running(config: Config) -> AsyncIterator[tuple[Kernel, RunDirectory]]:
             heart.stop()
             if config.run_directory is None:
                 directory.remove()
+
+
+def keep_files(kernel: Kernel) -> None:
+    """Have what `--kv-dir` has, and keep named files there. Raises BootError."""
+    config = kernel.config
+    if config.kv_dir is None:
+        return
+    n_bytes = None if config.kv_dir_size is None else int(config.kv_dir_size * 2**30)
+    try:
+        disk = RealDisk(config.kv_dir)
+        store = Store(disk, n_bytes)
+    except DirectoryInUse as e:
+        raise BootError(str(e)) from None
+    except OSError as e:
+        raise BootError(f"--kv-dir {config.kv_dir} cannot be used: {e}") from None
+    found = store.recovered
+    if found.n_damaged:
+        log.error("the journal in %s is damaged; %d files were kept as lost-*.kv", config.kv_dir, found.n_lost)
+    elif found.n_torn or found.n_removed:
+        log.info("%s: dropped %d bytes and %d files never acknowledged", config.kv_dir, found.n_torn, found.n_removed)
+    wall_s = time.time() - kernel.now()  # noqa: TID251  (what is on disk must mean something to the next kernel)
+    kernel.durable = Durable(kernel.fleet, disk, store, Ledger(kernel.fs, store.tree, wall_s), kernel.panic)
+    loading = Loading(kernel.fleet, kernel.durable, repairs=config.kv_repair == "recompute")
+    kernel.fleet.bring = loading.bring
 
 
 async def attach_workers(kernel: Kernel, directory: RunDirectory, say: Say) -> None:

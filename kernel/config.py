@@ -28,6 +28,14 @@ class ConfigError(Exception):
     """An option is wrong; the text is one line."""
 
 
+class UserQuota(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user may have; None: as much as there is."""
+
+    files: Count | None = None
+    pages: Count | None = None  # on devices and in main memory, of all files, each as if it shared none
+    kv_byte_s: Annotated[float, Meta(gt=0)] | None = None
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How this kernel runs."""
 
@@ -39,12 +47,18 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dtype: str = "auto"
     device: str = "auto"
     attention: str = "auto"
+    group_prefixes: bool = True  # see docs/adr/0020
     backend: str = "torch"  # or null: a deterministic worker without a model
     max_model_len: Count | None = None  # tokens; default: the model's own
     kv_cache_memory: Annotated[float, Meta(gt=0)] | None = None  # GiB
     num_pages: Count | None = None  # instead of kv_cache_memory
     threads: Count | None = None
     swap_space: Annotated[float, Meta(ge=0)] = 4.0  # GiB of the worker's main memory that pages may move to
+
+    # durable files
+    kv_dir: Path | None = None  # where named files are kept; default: nowhere
+    kv_dir_size: Annotated[float, Meta(gt=0)] | None = None  # GiB that they may have there
+    kv_repair: Literal["recompute", "fail"] = "recompute"  # what becomes of K/V on disk that is damaged
 
     # workers
     worker: list[str] = []  # addresses of workers to attach
@@ -61,6 +75,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # programs
     scheduling_policy: Literal["fcfs", "fair", "srpt"] = "fair"  # see kernel/scheduler.py
     tenant_share: dict[str, Annotated[float, Meta(gt=0)]] = {}  # weights by name; 1 for all others
+    groups: dict[str, list[str]] = {}  # of users, beside that of their tenant; for the rights on files
+    quota: dict[str, UserQuota] = {}  # by user; see kvfs/quota.py
+    tenant_cache_s: Annotated[float, Meta(ge=0)] = 600.0  # since its last use a tenant's cache is safe from others
+    max_pinned_share: Annotated[float, Meta(ge=0, le=0.9)] = 0.5  # of a device's pages, for all `pin`s together
     ageing_s: Seconds = 2.0  # who waited that long goes up a priority class
     pass_budget_ms: Annotated[float, Meta(gt=0)] = 5.0  # for programs, between two looks at sockets and timers
 
@@ -70,6 +88,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     http: bool = True
     socket: Path = msgspec.field(default_factory=socket_path)  # for `lip`; only this user may connect
     api_key: str | None = None
+    completions_program: str = "completions"  # who answers /v1/completions: an installed program, or a file
+    chat_completions_program: str = "chat_completions"
     max_body_bytes: Count = 8 << 20
 
     # limits
@@ -131,6 +151,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError("--api-key is empty: give a secret or leave it out")
         if self.step_hard_ms < self.step_soft_ms:
             raise ConfigError("step_hard_ms must not be less than step_soft_ms")
+        if self.kv_dir is None and self.kv_dir_size is not None:
+            raise ConfigError("--kv-dir-size without --kv-dir: say where durable files are kept")
         if self.worker_silence_s < 2 * self.heartbeat_s:
             raise ConfigError("worker_silence_s must be at least twice heartbeat_s")
 
@@ -157,14 +179,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "--max-num-seqs": self.max_num_seqs,
             "--max-num-batched-tokens": self.max_num_batched_tokens,
         }
-        return [part for name, value in given.items() if value is not None for part in (name, str(value))]
+        flags = [] if self.group_prefixes else ["--no-group-prefixes"]
+        return [part for name, value in given.items() if value is not None for part in (name, str(value))] + flags
 
 
 def read_text(name: str, text: str) -> Any:
     """An option's text in the environment; what has no simple type there, as YAML or a list with commas."""
     if name in ("worker", "served_model_name"):
         return text.split(",")
-    if name != "tenant_share":
+    if name not in ("tenant_share", "groups", "quota"):
         return text
     try:
         return yaml.safe_load(text)

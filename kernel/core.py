@@ -13,12 +13,16 @@ from contextvars import Context
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 
+from kernel.advisor import Advisor
 from kernel.attachment import AttachError
 from kernel.channels import Channels
 from kernel.client import Client
 from kernel.config import Config
 from kernel.counters import Counters
+from kernel.credentials import credentials
+from kernel.durable import Durable
 from kernel.fleet import Fleet
 from kernel.guard import XCPU
 from kernel.guard import clock as guard_clock
@@ -34,6 +38,7 @@ from kernel.tracing import Trace
 from kernel.waits import History
 from kernel.workers import Worker, Workers
 from kvfs.fs import Kvfs
+from kvfs.quota import Allowed
 from sdk.abi.errors import Busy, FileNotFound, InvalidArgument, NoDevice, NoSuchProcess, QuotaExceeded
 from sdk.abi.table import Syscall
 from sdk.abi.trap import door
@@ -58,7 +63,11 @@ class Kernel:
         self.scheduler = Scheduler(config.scheduling_policy, ageing_s=config.ageing_s, shares=config.tenant_share)
         self.ready = Ready(self.loop, self.scheduler.rank, budget_s=config.pass_budget_ms / 1000, clock=clock)
         self.history = History()
-        self.fs = Kvfs(max_files=config.max_files)
+        self.fs = Kvfs(
+            max_files=config.max_files,
+            max_pinned_share=config.max_pinned_share,
+            quotas={user: Allowed(**asdict(quota)) for user, quota in config.quota.items()},
+        )
         self.channels = Channels(config.max_channel_messages, config.max_channels)
         self.counters = Counters()
         self.processes: dict[Pid, Process] = {}
@@ -77,6 +86,9 @@ class Kernel:
         )
         self.mover = Mover(self.fleet)
         self.fleet.spawn(rebalance_forever(self.mover, config.rebalance_s))
+        self.advisor = Advisor(self.fleet, self.scheduler, config.tenant_share)
+        self.fleet.spawn(self.advisor.look_forever())
+        self.durable: Durable | None = None  # with --kv-dir
         self.stopping = False
         self._make_door = make_door
         self._dice = random.Random(config.seed)
@@ -121,7 +133,8 @@ class Kernel:
         return self.fleet.workers.healthy
 
     def submit(self, job: Job, process: Process, *, claim: bool, again: bool) -> None:
-        """Queue model work of a process. Raises NoDevice, DeviceLost, Busy, AccessDenied."""
+        """Queue model work of a process. Raises NoDevice, DeviceLost, Busy, AccessDenied, QuotaExceeded."""
+        process.bill.need_time()
         process.account.enter()
         self.fleet.submit(job, process.account, claim=claim, again=again)
         if process.trace is not None:
@@ -184,11 +197,13 @@ class Kernel:
             raise QuotaExceeded("the kernel is stopping")
         if len(self.processes) >= self.config.max_processes:
             raise QuotaExceeded(f"{self.config.max_processes} processes are running; raise --max-processes")
-        now = self.now()
+        now, pid, tenant = self.now(), Pid(self._next_pid), tenant or owner
         process = Process(
-            Pid(self._next_pid),
+            pid,
             program.name,
             owner=owner,
+            who=credentials(owner, tenant, pid, parent=parent, groups=self.config.groups),
+            bill=self.fs.quotas.process(pid),
             program=program,
             parent=None if detach else parent,
             client=client,
@@ -198,7 +213,7 @@ class Kernel:
             account=self.scheduler.open(
                 program.name,
                 now,
-                tenant=owner if tenant is None else tenant,
+                tenant=tenant,
                 priority=priority,
                 parent=None if parent is None else parent.account,
                 limits=None if parent is None else parent.limits_left(),
@@ -275,6 +290,7 @@ class Kernel:
 
     def _process_done(self, process: Process) -> None:
         del self.processes[process.pid]
+        self.fs.end_process(process.who, self.now())
         self.scheduler.close(process.account)
         self.counters.n_ended += 1
         self.counters.program_s.add(self.now() - process.began)
@@ -298,4 +314,6 @@ class Kernel:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._empty.wait()
+        if self.durable is not None:
+            await self.durable.close(grace_s)
         await self.fleet.stop()

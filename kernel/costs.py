@@ -10,6 +10,7 @@ Who asks: `kernel/pacing.py` when to send the next batch, `kernel/shares.py` how
 `kernel/memory.py` whether pages are moved or computed again.
 """
 
+import math
 from bisect import bisect_left
 
 FADE = 0.2  # weight of the newest sample
@@ -47,6 +48,11 @@ class StepCosts:
     def predict(self, n_rows: int, n_tokens: int) -> float:
         """Seconds of a step."""
         return self._decode(n_rows) + self.token_s * max(0, n_tokens - n_rows)
+
+    def n_beside(self, n_rows: int, n_tokens: int, slower: float) -> float:
+        """So many more tokens would make a step take `slower` times as long; inf while nothing is known."""
+        whole = self.predict(n_rows, n_tokens)
+        return (slower - 1.0) * whole / self.token_s if whole and self.token_s else math.inf
 
     def _decode(self, n_rows: int) -> float:
         rows, known = self._rows, self._known

@@ -20,14 +20,26 @@ class Counters(Struct):
     n_generated_tokens: int = 0  # computed that the model drew
     n_surplus_tokens: int = 0  # computed after a stop that was seen too late, and dropped
     n_recomputed_tokens: int = 0  # computed again because their KV was dropped or lost
+    n_edits: int = 0  # extracts, merges and splices that a worker has done
+    n_edits_recomputed: int = 0  # edited files whose tokens were computed again, in their new context
     n_preempted: int = 0  # jobs that had to make room
     n_pages_out: int = 0  # moved to main memory
     n_pages_in: int = 0
     n_pages_dropped: int = 0  # given up, to be computed again
     n_pages_migrated: int = 0  # moved to another worker
+    n_pages_saved: int = 0  # written to disk
+    n_pages_loaded: int = 0  # read from disk to a device
+    n_pages_damaged: int = 0  # on disk, that did not verify
+    n_saves: int = 0  # of files
+    n_saves_failed: int = 0
     n_retried_batches: int = 0  # refused by a worker, split and tried again
     n_swaps_out: int = 0  # moves, each of some pages
     n_swaps_in: int = 0
+    n_evicted_unneeded: int = 0  # files that made room, by their standing (kernel/eviction.py)
+    n_evicted_cached: int = 0
+    n_evicted_away: int = 0
+    n_evicted_idle: int = 0
+    n_evicted_at_work: int = 0
     n_workers_lost: int = 0
     n_oom_kills: int = 0
     n_guard_kills: int = 0  # programs that did not give the processor back
@@ -45,6 +57,11 @@ class Counters(Struct):
     kernel_s: Histogram = field(default_factory=lambda: Histogram(KERNEL_S))  # that this process spent on a batch
     program_s: Histogram = field(default_factory=lambda: Histogram(PROGRAM_S))  # from start to end
     latencies: Latencies = field(default_factory=Latencies)
+
+    def evicted(self, standing: str) -> None:
+        """A file had to make room."""
+        name = f"n_evicted_{standing}"
+        setattr(self, name, getattr(self, name) + 1)
 
     def computed(self, n_rows: int, n_tokens: int, step_s: float, now: float) -> None:
         """A worker has computed a batch, and all its rows have been told."""

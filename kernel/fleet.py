@@ -51,6 +51,7 @@ from kernel.pulse import sick
 from kernel.recovery import Recovery
 from kernel.tracing import Trace
 from kernel.workers import State, Worker, Workers
+from kvfs.access import KERNEL
 from kvfs.fs import Kvfs
 from sdk.abi.errors import NoDevice, SyscallError
 
@@ -85,6 +86,7 @@ class Fleet:
         self.workers = Workers()
         self.language: Language | None = None  # from the first worker's assets on
         self.trace: Trace | None = None  # while somebody records
+        self.bring: Callable[[Job, Attached], bool] | None = None  # from disk; whether the job is held for that
         self._order, self._holder, self._kill, self._panic, self._flush = order, holder, kill, panic, flush
         self._loop = asyncio.get_running_loop()
         self._clock = clock
@@ -177,7 +179,7 @@ class Fleet:
     async def _prove(self, attached: Attached) -> None:
         """Have the worker compute: what serves is what was seen to compute. Raises AttachError."""
         worker = attached.worker
-        file = self.fs.create(None, owner="kernel", now=self._clock(), device=worker.name)
+        file = self.fs.create(None, who=KERNEL, now=self._clock(), device=worker.name)
         try:
             room = self.fs.devices()[worker.name]
             for n_tokens in (1, min(PROOF_TOKENS, attached.batcher.max_tokens, room.n_free * room.page_size - 1)):
@@ -340,16 +342,18 @@ class Fleet:
         device = self.fs.device_of(job.claim or job.file)
         attached = None if device is None else self._attached.get(device)
         if attached is None:
-            name = self.workers.place({name: self._load(a) for name, a in self._attached.items() if a.ready})
+            name = self.workers.place({name: self.load(a) for name, a in self._attached.items() if a.ready})
             if name is None:
                 self._jobs[job] = None
                 self._orphans.add(job, self._clock() + self.config.no_worker_s)
                 return
             self.fs.place(job.claim or job.file, name)
             attached = self._attached[name]
+        if self.bring is not None and self.bring(job, attached):
+            return
         self._jobs[job] = attached
         attached.batcher.submit(job, self._clock())
-        self._pump_soon(attached)
+        self.pump_soon(attached)
 
     def hold(self, jobs: list[Job]) -> None:
         """Keep jobs that no batcher has, while their files are moved."""
@@ -357,17 +361,19 @@ class Fleet:
             self._jobs[job] = None
             self._orphans.add(job, math.inf)
 
-    def unhold(self, jobs: list[Job]) -> None:
-        """Their files are where they should be: go on."""
+    def unhold(self, jobs: list[Job], error: SyscallError | None = None) -> None:
+        """Their files are where they should be: go on. Or they cannot be had."""
         for job in jobs:
-            if self._orphans.take(job):  # not cancelled meanwhile
+            if error is not None and job in self._orphans:
+                self._fail(job, error)
+            elif self._orphans.take(job):  # not cancelled meanwhile
                 self._assign(job)
 
-    def _load(self, attached: Attached) -> tuple[int, float]:
+    def load(self, attached: Attached) -> tuple[int, float]:
         usage = self.fs.devices()[attached.worker.name]
         return attached.batcher.n_jobs, 1.0 - usage.n_free / usage.n_pages
 
-    def _pump_soon(self, attached: Attached) -> None:
+    def pump_soon(self, attached: Attached) -> None:
         if not attached.pump_due:
             attached.pump_due = True
             self._loop.call_soon(self._pump, attached)
@@ -413,7 +419,7 @@ class Fleet:
                     self.trace.failed(worker.name, message.seq, perf_counter(), message.detail)
                 self._guarded(attached, attached.batcher.failed, message, now)
                 attached.change()
-                self._pump_soon(attached)
+                self.pump_soon(attached)
             case Fetched() | Stored() | PagesFailed():
                 attached.answered(message)
             case Assets():
@@ -438,7 +444,7 @@ class Fleet:
         attached.change()
         attached.batcher.deliver()
         self._flush()
-        self._pump_soon(attached)
+        self.pump_soon(attached)
         attached.kernel_s = before  # what a plan within took is in the whole
         self._was_busy(attached, "answer", began)
         self.counters.kernel_s.add(attached.take_kernel_s())

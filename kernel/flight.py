@@ -6,15 +6,16 @@ Made, sent and settled by `kernel/batcher.py`. Never add here what goes into a b
 import math
 from array import array
 
-from gpuworker.wire import Batch, BatchHead, Row
+from gpuworker.wire import Batch, BatchHead, Edit, Row
 from kernel.jobs import Sent
+from kvfs.editing import EditLease
 from kvfs.moves import Move, MoveKind
 
 
 class InFlight:
     """One batch that was sent."""
 
-    __slots__ = ("dead", "moves", "n_tokens", "rows", "seq", "started")
+    __slots__ = ("dead", "has_edits", "moves", "n_tokens", "rows", "seq", "started")
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
@@ -22,14 +23,20 @@ class InFlight:
         self.moves: list[Move] = []
         self.n_tokens = 0
         self.started = math.inf  # when the worker began with it, as far as is known here
+        self.has_edits = False  # then its time says little of others
         self.dead = False  # taken back: the worker will refuse it, since one before it has failed
 
     def encode(self, n_failed: int) -> Batch:
         """As the wire has it. `n_failed`: refusals heard of so far."""
         tokens, positions, pages, history = array("I"), array("I"), array("I"), array("I")
-        rows, copies = [], []
+        rows, copies, edits = [], [], []
         for sent in self.rows:
             lease, step = sent.lease, sent.step
+            if isinstance(lease, EditLease):  # its row is empty, and there to be answered
+                self.has_edits = True
+                edits += [Edit(*run) for run in lease.runs]
+                rows.append(Row(sent.job.number if sent.job is not None else 0, 0, 0, 0))
+                continue
             tokens.extend(lease.tokens)
             positions.extend(lease.positions)
             pages.extend(lease.pages)
@@ -41,8 +48,10 @@ class InFlight:
             if step.history:
                 history.extend(step.history)
             assert sent.job is not None
-            rows.append(Row(sent.job.number, lease.n_before, lease.n_new, len(lease.pages), step.asks, step.chained))
+            visible = list(step.visible) if lease.masked else []
+            row = Row(sent.job.number, lease.n_before, lease.n_new, len(lease.pages), step.asks, step.chained, visible)
+            rows.append(row)
         out = [pair for m in self.moves if m.kind is MoveKind.OUT for pair in m.pairs]
         back = [pair for m in self.moves if m.kind is MoveKind.IN for pair in m.pairs]
-        head = BatchHead(self.seq, copies, rows, n_failed, out, back)
+        head = BatchHead(self.seq, copies, rows, n_failed, out, back, edits)
         return Batch(head, tokens, positions, pages, history)

@@ -23,6 +23,7 @@ from kernel.language import Language
 from kvfs.openfile import OpenFile
 from sdk.abi.errors import SyscallError
 from sdk.abi.values import Chunk, Decoding, FinishReason, Generation, Sampling, TokenLogprob
+from sdk.abi.visible import Runs
 
 FORBIDDEN = -1e9  # logit bias of a token that may not be drawn
 
@@ -46,8 +47,10 @@ class GenerateJob(Job):
         on_done: Callable[[Generation], None],
         on_fail: Callable[[SyscallError], None],
         on_chunk: Callable[[Chunk], None] | None = None,
+        visible: Runs = (),
     ) -> None:
         super().__init__(file, on_done, on_fail)
+        self.visible = visible
         self.decoding = decoding
         self.seed = seed
         self.last_token = last_token  # of the file
@@ -121,20 +124,23 @@ class GenerateJob(Job):
     def next_step(self, n_tokens_max: int) -> Step:
         n_prompt, position = self._n_prompt_sent, self._first_position + self._n_prompt_sent + self._n_sent
         if n_prompt < len(self.prompt):
+            again = 0 if n_prompt else self._n_again
+            if again and self.visible:
+                n_tokens_max = again  # alone, since it is no new token and sees all
             feed = self.prompt[n_prompt : n_prompt + n_tokens_max]
             self._n_prompt_sent += len(feed)
             draws = self._n_prompt_sent == len(self.prompt) and self.finish_reason is None
-            step = Step(feed, None, [], n_again=0 if n_prompt else self._n_again, mark=True)
+            step = Step(feed, None, [], n_again=again, visible=() if again else self.visible, mark=True)
         elif self._n_sent < len(self.tokens):
             feed = self.tokens[self._n_sent : self._n_sent + n_tokens_max]
             self._n_sent += len(feed)
             draws = self._n_sent == len(self.tokens) and self.finish_reason is None
-            step = Step(feed, None, [], mark=False)
+            step = Step(feed, None, [], visible=self.visible, mark=False)
         elif self._n_draws:
             feed = [0]
             self._n_sent += 1
             draws = self._n_sent < self._n_max
-            step = Step(feed, None, [], chained=True, mark=False)
+            step = Step(feed, None, [], chained=True, visible=self.visible, mark=False)
         else:
             feed, draws = [], True
             step = Step(feed, None, [], mark=False)

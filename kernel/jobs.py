@@ -8,7 +8,7 @@ back with `retract`, newest first, and the job is as if it had never been asked.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -19,6 +19,7 @@ from kvfs.lease import Claim, Lease
 from kvfs.openfile import OpenFile
 from sdk.abi.errors import SyscallError
 from sdk.abi.values import Distribution, FinishReason, Sampling, Want
+from sdk.abi.visible import Runs
 
 N_LOGITS_MAX = 64  # positions of one step that may ask for raw logits; a longer call is cut there
 
@@ -32,6 +33,7 @@ class Step(Struct):
     history: Sequence[int] = ()  # for penalties; the asks say how much of it is whose
     n_again: int = 0  # the first of `tokens` are the file's last, computed again for their tail
     chained: bool = False  # the one token is what the step in flight draws; `tokens` holds 0
+    visible: Runs = ()  # what the tokens attend to; empty: all before them
     mark: Any = None  # the job's own
 
 
@@ -57,6 +59,7 @@ class Job(ABC):
     """Work on one file."""
 
     finish_reason: FinishReason | None = None  # of a generation
+    undoes_steps = False  # whether a step in flight does not count when the job is cancelled, though it has no claim
     host_decides = False  # whether the program must see each step before there is another: true of a `pred`
 
     def __init__(self, file: OpenFile, on_done: Callable[[Any], None], on_fail: Callable[[SyscallError], None]) -> None:
@@ -68,6 +71,7 @@ class Job(ABC):
         self.since = 0.0  # when it was submitted
         self.times = CallTimes()
         self.sent: list[Sent] = []  # in flight, oldest first
+        self.visible: Runs = ()  # what each new token attends to; empty: all before it
         self.cancelled = False
         self.paused = False  # makes no step until its file is on another worker
         self.preempted = False  # makes no step until its file has been moved away and is back
@@ -80,6 +84,20 @@ class Job(ABC):
     @abstractmethod
     def again(self) -> None:
         """The file's tail is gone (it was truncated): compute its last token once more, to ask after it."""
+
+    @property
+    def inos(self) -> Collection[int]:
+        """The files that it works on."""
+        return (self.file.inode.ino,)
+
+    def look(self) -> None:  # noqa: B027  (most jobs have one file)
+        """Let `file` be one that is not there, if it works on several."""
+
+    def n_pages_wanted(self, n_tokens: int, page_size: int) -> int:
+        """Pages that its file has to get for so many tokens more."""
+        inode = self.file.inode
+        n_in_flight = sum(s.lease.n_new for s in self.sent)
+        return -(-(inode.n_kv + n_in_flight + n_tokens) // page_size) - len(inode.table)
 
     @property
     @abstractmethod
@@ -154,8 +172,10 @@ class PredJob(Job):
         history: Callable[[], list[int]],
         on_done: Callable[[list[Distribution]], None],
         on_fail: Callable[[SyscallError], None],
+        visible: Runs = (),
     ) -> None:
         super().__init__(file, on_done, on_fail)
+        self.visible = visible
         self.tokens = tokens
         self.positions = positions
         self.want = want
@@ -202,6 +222,8 @@ class PredJob(Job):
         if self.want.logits:
             n_tokens_max = min(n_tokens_max, N_LOGITS_MAX)
         first, n_again = self.n_sent, self.n_again
+        if n_again and self.visible:
+            n_tokens_max = n_again  # alone, since it is no new token and sees all
         tokens = self.tokens[first : first + n_tokens_max - n_again]
         positions = self.positions[first : first + len(tokens)]
         end = first + len(tokens)
@@ -212,7 +234,7 @@ class PredJob(Job):
         self.n_sent, self.n_asked, self.n_again = end, end, 0
         if n_again:
             tokens, positions = [self.last_token, *tokens], [self.last_position, *positions]
-        return Step(tokens, positions, asks, history, n_again, mark=mark)
+        return Step(tokens, positions, asks, history, n_again, visible=() if n_again else self.visible, mark=mark)
 
     def _ask(self, index: int, offset: int, history: list[int]) -> Ask:
         want, draw = self.want, None

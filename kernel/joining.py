@@ -56,14 +56,29 @@ def equip(
     holder: Callable[[int], Holder | None],
 ) -> Batcher:
     """Give a worker's pages to kvfs, and make its batcher."""
-    fs.add_device(name, n_pages=welcome.n_pages, page_size=welcome.model.page_size, n_host_pages=welcome.n_host_pages)
+    fs.add_device(
+        name,
+        n_pages=welcome.n_pages,
+        page_size=welcome.model.page_size,
+        n_host_pages=welcome.n_host_pages,
+        page_bytes=welcome.page_bytes,
+    )
     costs = StepCosts()
     return Batcher(
         fs,
         max_rows=min(config.max_num_seqs, welcome.max_rows),
         max_tokens=min(config.max_num_batched_tokens, welcome.max_batch_tokens),
         vocab_size=welcome.model.vocab_size,
-        memory=Memory(fs, name, costs, counters, holder, mode=config.preemption_mode),
+        memory=Memory(
+            fs,
+            name,
+            costs,
+            counters,
+            holder,
+            mode=config.preemption_mode,
+            shares=config.tenant_share,
+            hold_s=config.tenant_cache_s,
+        ),
         costs=costs,
         firing=firing(config.batch_policy, config.batch_k, config.batch_t_ms / 1000),
         order=order,

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from kernel import census
 from kernel.core import Kernel
+from kernel.eviction import Standing
 from kernel.histogram import Histogram
 from kernel.workers import State
 from sdk.abi.values import ProcessState
@@ -68,6 +69,8 @@ class KernelCollector(Collector):
         yield counter("prompt_tokens", "Tokens computed that programs gave.", c.n_prompt_tokens)
         yield counter("generation_tokens", "Tokens computed that the model drew.", c.n_generated_tokens)
         yield counter("recomputed_tokens", "Tokens computed again, their KV dropped or lost.", c.n_recomputed_tokens)
+        yield counter("edits", "Extracts, merges and splices that copied slots.", c.n_edits)
+        yield counter("edits_recomputed", "Edited files computed again from their tokens.", c.n_edits_recomputed)
         yield counter("surplus_tokens", "Tokens computed behind a stop, and dropped.", c.n_surplus_tokens)
 
     def _batches(self) -> Iterator[Metric]:
@@ -107,26 +110,37 @@ class KernelCollector(Collector):
         yield gauge("kv_cache_usage_perc", "Share of all KV pages on devices that is in use, 0 to 1.", usage)
         total = GaugeMetricFamily(PREFIX + "kv_pages", "KV pages.", labels=["worker", "tier"])
         free = GaugeMetricFamily(PREFIX + "kv_pages_free", "KV pages that nobody holds.", labels=["worker", "tier"])
+        pinned = GaugeMetricFamily(PREFIX + "kv_pages_pinned", "KV pages that stay on the device.", labels=["worker"])
         files = GaugeMetricFamily(PREFIX + "kv_files", "KV files.", labels=["worker"])
         for name, device in devices.items():
             total.add_metric([name, "device"], device.n_pages)
             total.add_metric([name, "host"], device.n_host_pages)
             free.add_metric([name, "device"], device.n_free)
             free.add_metric([name, "host"], device.n_host_free)
+            pinned.add_metric([name], sum(self.kernel.fs.pinned(name, self.kernel.now()).values()))
             files.add_metric([name], device.n_files)
-        yield from (total, free, files)
+        yield from (total, free, pinned, files)
 
     def _moves(self) -> Iterator[Metric]:
         c = self.kernel.counters
         yield counter("num_preemptions", "Model calls that had to make room for others.", c.n_preempted)
+        evicted = CounterMetricFamily(PREFIX + "kv_evictions", "KV files that made room for others.", labels=["reason"])
+        for standing in Standing:
+            reason = standing.name.lower()
+            evicted.add_metric([reason], getattr(c, f"n_evicted_{reason}"))
+        yield evicted
         pages = CounterMetricFamily(PREFIX + "kv_pages_moved", "KV pages that left their place.", labels=["how"])
         ways = {"out": c.n_pages_out, "in": c.n_pages_in, "dropped": c.n_pages_dropped, "migrated": c.n_pages_migrated}
+        ways |= {"saved": c.n_pages_saved, "loaded": c.n_pages_loaded}
         for how, n in ways.items():
             pages.add_metric([how], n)
         swaps = CounterMetricFamily(PREFIX + "swaps", "Moves to main memory and back.", labels=["how"])
         swaps.add_metric(["out"], c.n_swaps_out)
         swaps.add_metric(["in"], c.n_swaps_in)
         yield from (pages, swaps)
+        yield counter("file_saves", "Files written to disk.", c.n_saves)
+        yield counter("file_saves_failed", "Files that could not be written to disk.", c.n_saves_failed)
+        yield counter("kv_pages_damaged", "Times that K/V on disk did not verify.", c.n_pages_damaged)
 
     def _workers(self) -> Iterator[Metric]:
         workers = list(self.kernel.workers)

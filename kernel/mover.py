@@ -9,10 +9,8 @@ rim's side: what is written where is `kvfs/moves.py`'s to say.
 import asyncio
 import logging
 from collections.abc import Iterator
-from itertools import count
 from time import perf_counter
 
-from gpuworker.wire import Fetch, Fetched, Store, StoreHead
 from kernel.attachment import Attached, AttachError, WorkerLost
 from kernel.fleet import Fleet
 from kernel.jobs import Job
@@ -22,7 +20,6 @@ from sdk.abi.errors import NoDevice, NoSpace, SyscallError
 
 log = logging.getLogger(__name__)
 
-ANSWER_S = 10.0  # for a worker to send pages, or to store them, behind the batches that it has
 CHUNK_BYTES = 16 << 20  # of pages in one message
 REBALANCE = (2, 4)  # a worker with more than twice as many jobs as another, and four, gives a family away
 
@@ -33,7 +30,6 @@ class Mover:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._fs = fleet.fs
-        self._numbers = count(1)
         self._moving: set[int] = set()  # files
 
     # --- when ---
@@ -120,9 +116,20 @@ class Mover:
             source.batcher.resume(inos)
             fleet.unhold(jobs)
             if source.worker.state is not State.LOST:  # asked for meanwhile, and not begun
-                late = source.batcher.release(inos) or []
+                late = self._late(inos, source)
                 fleet.hold(late)
                 fleet.unhold(late)
+
+    def _late(self, inos: set[int], source: Attached) -> list[Job]:
+        """The jobs on these files that have come to the old worker; but not where a file stayed and is at work."""
+        late: list[Job] = []
+        for ino in inos:
+            released = source.batcher.release({ino})
+            if released is None:
+                source.batcher.resume({ino})
+            else:
+                late += released
+        return late
 
     def _held(self, inos: set[int], source: Attached) -> list[int]:
         """Those of the files that are still there and whose pages can go; the others are dropped."""
@@ -147,11 +154,11 @@ class Mover:
             return
         try:
             for pages_from, pages_to in self._chunks(migration, target):
-                number, began = next(self._numbers), perf_counter()
-                fetched: Fetched = await source.request(Fetch(number, pages_from), number, ANSWER_S)
-                await target.request(Store(StoreHead(number, pages_to), fetched.contents), number, ANSWER_S)
+                began = perf_counter()
+                contents = await source.fetch(pages_from)
+                await target.store(pages_to, contents)
                 if fleet.trace is not None:
-                    ends, n_bytes = (source.worker.name, target.worker.name), len(fetched.contents)
+                    ends, n_bytes = (source.worker.name, target.worker.name), len(contents)
                     fleet.trace.migrated(*ends, began, perf_counter(), len(pages_to), n_bytes)
             if not migration.is_out:
                 raise WorkerLost("one of the two was lost when all pages had been stored")

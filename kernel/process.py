@@ -28,6 +28,8 @@ from kernel.ready import Ready, WakeUp
 from kernel.stepper import Stepper, current
 from kernel.tracing import Trace
 from kernel.waits import LONG_S, MODEL_CALLS, History, Wait
+from kvfs.access import Who
+from kvfs.quota import Bill, allowed
 from sdk.abi.errors import BadFile, QuotaExceeded, SyscallError
 from sdk.abi.values import ExitStatus, Fd, Limits, Pid, ProcessInfo, ProcessState, Usage
 
@@ -73,6 +75,8 @@ class Process:
         name: str,
         *,
         owner: str,
+        who: Who,
+        bill: Bill,
         program: Any,
         parent: "Process | None",
         client: Client | None,
@@ -88,6 +92,8 @@ class Process:
         self.pid = pid
         self.name = name
         self.owner = owner
+        self.bill = bill  # of the KV that it has open
+        self.who = who  # as whom it uses files; replaced when its umask changes
         self.program = program  # what spawn(".") starts again
         self.parent = parent
         self.client = client
@@ -120,9 +126,7 @@ class Process:
         self._watch: asyncio.TimerHandle | None = None
         self._handles: dict[Fd, Handle] = {}
         self._next_fd = 3  # 0 to 2 stay free, as they mean something to everybody
-        self._code = 0
-        self._error = ""
-        self._traceback = ""
+        self._code, self._error, self._traceback = 0, "", ""
         self._result = b""
         self._exit_waiters: list[asyncio.Future[ExitStatus]] = []
 
@@ -231,11 +235,21 @@ class Process:
         except KeyError:
             raise BadFile(f"{fd} is not an open handle of process {self.pid}") from None
 
+    def handles(self) -> list[tuple[Fd, Handle]]:
+        """All that are open, oldest first."""
+        return list(self._handles.items())
+
     def close(self, fd: Fd) -> None:
         """Raises BadFile."""
         handle = self.handle(fd)
         del self._handles[fd]
         handle.close()
+
+    def forget(self, fd: Fd) -> None:
+        """Close a handle that the program was never told of, if that was not done yet."""
+        handle = self._handles.pop(fd, None)
+        if handle is not None:
+            handle.close()
 
     # --- children ---
 
@@ -303,6 +317,8 @@ class Process:
 
     def watch_limits(self) -> None:
         """End the process when its time is up: look again at the earliest moment at which that may be."""
+        limits = self.account.limits
+        self.bill.allowed = allowed(limits.files, None, limits.kv_byte_s)
         if self._watch is not None:
             self._watch.cancel()
         left = self.limits_left()
@@ -324,6 +340,8 @@ class Process:
             pages=limits.pages,
             cpu_s=None if limits.cpu_s is None else limits.cpu_s - self.tree_cpu_s,
             wall_s=None if limits.wall_s is None else limits.wall_s - (now - self.began),
+            files=limits.files,
+            kv_byte_s=None if limits.kv_byte_s is None else limits.kv_byte_s - self.bill.kv_byte_s,
         )
 
     @property
@@ -408,6 +426,7 @@ class Process:
             n_swapped_tokens=a.n_swapped_tokens,
             n_recomputed_tokens=a.n_recomputed_tokens,
             wait_s=dict(self.wait_s),
+            kv_byte_s=self.bill.kv_byte_s,
         )
 
     @property

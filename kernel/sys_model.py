@@ -17,6 +17,7 @@ from sdk.abi import calls
 from sdk.abi.errors import BadFile, Busy, InvalidArgument, SyscallError, TooLong
 from sdk.abi.trap import Pending
 from sdk.abi.values import Chunk, Distribution, Fd, FinishReason, Generation, ModelInfo, Sampling, Want
+from sdk.abi.visible import ITSELF, Runs, VisibleRuns, fault
 
 N_SEEDS = 2**64
 
@@ -31,6 +32,7 @@ def sys_pred(kernel: Kernel, process: Process, call: calls.Pred) -> list[Distrib
     check_want(call.want, len(call.tokens), model)
     process.account.afford(len(call.tokens))
     positions = check_positions(call.positions, len(call.tokens), fs.next_position(file), model)
+    visible = check_visible(call.visible)
     asks_tail = -1 in call.want.at if call.want.at is not None else not call.tokens
     if asks_tail and n_file == 0:
         raise InvalidArgument("the file is empty, so nothing comes next: give at least one token")
@@ -49,6 +51,7 @@ def sys_pred(kernel: Kernel, process: Process, call: calls.Pred) -> list[Distrib
         history=lambda: fs.tokens(job.claim or file),
         on_done=lambda result: process.complete(future, result),
         on_fail=lambda error: process.fail(future, error),
+        visible=visible,
     )
     kernel.submit(job, process, claim=bool(call.tokens) or needs_tail, again=needs_tail)
     future = process.park("pred", lambda: kernel.cancel(job), lambda: f"#{job.number}")
@@ -222,6 +225,7 @@ def generation(
         on_done=on_done,
         on_fail=on_fail,
         on_chunk=on_chunk,
+        visible=check_visible(call.visible),
     )
     return job
 
@@ -261,6 +265,15 @@ def check_positions(positions: list[int] | None, n_new: int, first: int, model: 
     if positions and positions[-1] >= model.max_model_len:
         raise TooLong(f"position {positions[-1]} is beyond the model's context of {model.max_model_len}")
     return positions
+
+
+def check_visible(visible: VisibleRuns | None) -> Runs:
+    """The runs as jobs have them, where none at all is everything."""
+    if visible is None:
+        return ()
+    if (wrong := fault(visible)) is not None:
+        raise InvalidArgument(wrong)
+    return visible or ITSELF
 
 
 def check_want(want: Want, n_new: int, model: ModelInfo) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
+from kernel.edits import EditJob
 from kernel.flight import InFlight
 from kernel.perfetto import N_EVENTS_MAX, Timeline
 
@@ -31,7 +32,7 @@ class Row(NamedTuple):
 
     call: Hashable  # None: of the kernel's own, or of nobody
     pid: int  # 0: likewise
-    kind: str  # prompt, decode, pred, rebuild
+    kind: str  # prompt, decode, pred, edit, rebuild
 
 
 class _Thread:
@@ -316,7 +317,7 @@ def rows_of(batch: InFlight) -> list[Row]:
             rows.append(Row(None, 0, "rebuild"))
         else:
             kind = "pred" if job.host_decides else "prompt" if step.mark else "decode"
-            rows.append(Row(job, job.file.pid, kind))
+            rows.append(Row(job, job.file.pid, "edit" if isinstance(job, EditJob) else kind))
     return rows
 
 

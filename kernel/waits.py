@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-MODEL_CALLS = frozenset({"pred", "generate", "read"})  # whose ends the kernel itself brings about
+# Whose ends the kernel itself brings about.
+MODEL_CALLS = frozenset({"pred", "generate", "read", "extract", "merge", "splice"})
 LONG_S = 0.02  # a shorter wait is over before anything could be done about it
 FADE = 0.25  # weight of the newest wait
 N_KINDS = 4096  # remembered

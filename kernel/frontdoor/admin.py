@@ -4,7 +4,7 @@
     POST /ps/PID/input       a line for the program's `input`, or the end of input
     GET  /ps                 running processes
     POST /kill/PID
-    GET  /fs/ls  /fs/stat    ?path=        POST /fs/rm
+    *    /fs/...             KV files: `files.py`
     GET  /workers            POST /workers/attach  /workers/detach
     GET  /programs           GET /describe  ?file= or ?program=
     GET  /last-end           why the kernel before this one ended, if it was not in order
@@ -16,7 +16,7 @@ objects as on the port.
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +27,7 @@ from kernel.client import Client
 from kernel.core import AttachError, Kernel
 from kernel.frontdoor.body import Priority, TenantName, read_as
 from kernel.frontdoor.errors import Refusal
+from kernel.frontdoor.files import Files
 from kernel.frontdoor.observe import Observe
 from kernel.frontdoor.openai import json_response
 from kernel.frontdoor.public import HANDLERS
@@ -34,8 +35,7 @@ from kernel.frontdoor.respond import Lines
 from kernel.loader import LoadError, Program, installed, load_file, load_installed, options
 from kernel.rundir import LastEnd, RunDirectory
 from kernel.workers import Worker
-from sdk.abi.errors import NotADirectory
-from sdk.abi.values import Pid, Stat
+from sdk.abi.values import Pid
 
 OWNER = "local"  # of everything that is started through the socket
 
@@ -54,10 +54,6 @@ class RunRequest(Struct, forbid_unknown_fields=True):
 
 class InputRequest(Struct, forbid_unknown_fields=True):
     line: str | None  # None: there will be no more
-
-
-class PathRequest(Struct, forbid_unknown_fields=True):
-    path: str
 
 
 class WorkerRequest(Struct, forbid_unknown_fields=True):
@@ -81,15 +77,13 @@ class Admin:
             Route("/ps", self.ps),
             Route("/ps/{pid:int}/input", self.input, methods=["POST"]),
             Route("/kill/{pid:int}", self.kill, methods=["POST"]),
-            Route("/fs/ls", self.ls),
-            Route("/fs/stat", self.stat),
-            Route("/fs/rm", self.rm, methods=["POST"]),
             Route("/workers", self.workers),
             Route("/workers/attach", self.attach, methods=["POST"]),
             Route("/workers/detach", self.detach, methods=["POST"]),
             Route("/programs", self.programs),
             Route("/describe", self.describe),
             Route("/last-end", self.last_end),
+            *Files(kernel).routes,
             *Observe(kernel).routes,
         ]
 
@@ -148,25 +142,6 @@ class Admin:
             raise Refusal(409, f"process {pid} does not wait for input now", code="EBUSY")
         return json_response({})
 
-    # --- files ---
-
-    async def ls(self, request: Request) -> Response:
-        """Entries of a directory with what `stat` says of each; of a file, the file itself."""
-        fs, path = self.kernel.fs, request.query_params.get("path", "/")
-        try:
-            names = [entry.name for entry in fs.readdir(path)]
-        except NotADirectory:
-            return json_response([_listed(path, fs.stat(path))])
-        return json_response([_listed(name, fs.stat(f"{path.rstrip('/')}/{name}")) for name in names])
-
-    async def stat(self, request: Request) -> Response:
-        return json_response(self.kernel.fs.stat(request.query_params.get("path", "/")))
-
-    async def rm(self, request: Request) -> Response:
-        wanted: PathRequest = await self._read(request, PathRequest)
-        self.kernel.fs.unlink(wanted.path, self.kernel.now())
-        return json_response({})
-
     # --- workers ---
 
     async def workers(self, request: Request) -> Response:
@@ -221,11 +196,6 @@ def _program(file: str | None, name: str | None) -> Program:
     except LoadError as e:
         raise Refusal(400, str(e), code="ENOENT") from None
     raise Refusal(400, "name either a file or a program", code="EINVAL")
-
-
-def _listed(name: str, stat: Stat) -> dict[str, Any]:
-    found: dict[str, Any] = to_builtins(stat)
-    return {"name": name} | found
 
 
 def admin_app(kernel: Kernel) -> ASGIApp:

@@ -104,7 +104,7 @@ class SocketServer(Server):
 async def serve_http(kernel: Kernel, host: str, port: int) -> Server:
     """Open the TCP port for clients; port 0 takes a free one. Raises FrontDoorError."""
     try:
-        app = public_app(kernel)
+        app = public_app(kernel, kernel.config.completions_program, kernel.config.chat_completions_program)
     except LoadError as e:
         raise FrontDoorError(f"the completions cannot be served: {e}") from None
     sock = _tcp_socket(host, port)
