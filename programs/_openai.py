@@ -2,8 +2,8 @@
 
 A request is checked field by field against a struct; fields that nobody here knows are ignored, as OpenAI's servers
 do, but fields that would change the meaning of the answer are refused by name. The prompt is computed once, whatever
-`n` is: the choices continue from forks of one file. No file is closed: a process serves one request, and its files
-end with it.
+`n` is: the choices continue from forks of one file, and that from what the prefix cache knows. No file is closed: a
+process serves one request, and its files end with it.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from programs.prefix_cache import Policy, PrefixCache
 from sdk import (
     Chunk,
     Decoding,
@@ -27,6 +28,7 @@ from sdk import (
     kv,
     model,
     random,
+    rusage,
     syscalls,
 )
 
@@ -34,6 +36,7 @@ R = TypeVar("R", bound="Options")
 T = TypeVar("T")
 
 N_CHOICES_MAX = 128
+N_EARLY = 256  # tokens; so many are computed and stored before the answer begins, for those who come meanwhile
 _AT = re.compile(r"(.*) - at (?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 
@@ -72,6 +75,9 @@ class Options(Struct, kw_only=True):
     ignore_eos: bool = False
     min_tokens: int = 0
     return_token_ids: bool = False
+    cache_salt: str = ""  # vLLM's: only requests with the same salt share what is cached
+    skip_reading_prefix_cache: bool = False  # vLLM's: compute the prompt anew, for others to find
+    cache_prompt: bool = True  # llama.cpp's; false: neither look nor store
 
 
 def read(request: dict[str, Any], tp: type[R]) -> R:
@@ -125,6 +131,35 @@ async def check_room(n_prompt: int, param: str) -> None:
         )
 
 
+# --- the cache --------------------------------------------------------------------------------------------------
+
+
+class Cache:
+    """The prefix cache, as one request wants to use it."""
+
+    def __init__(self, options: Options, policy: Policy) -> None:
+        self._cache = PrefixCache(salt=options.cache_salt, policy=policy) if options.cache_prompt else None
+        self._reads = not options.skip_reading_prefix_cache
+        self._n_found = 0
+
+    async def begin(self, prompt: Sequence[int]) -> tuple[KVFile, Sequence[int]]:
+        """A file that holds a part of the prompt, and what it has yet to read: at least one token."""
+        if self._cache is None or not self._reads:
+            return await kv.create(), prompt
+        file, n = await self._cache.open(prompt)
+        self._n_found += n
+        return file, prompt[n:]
+
+    async def keep(self, file: KVFile) -> None:
+        """What this file holds may be of use to others."""
+        if self._cache is not None:
+            await self._cache.store(file)
+
+    async def n_cached(self) -> int:
+        """Tokens of prompts that were not computed: those found, less those whose KV was gone by then."""
+        return max(0, self._n_found - (await rusage()).n_recomputed_tokens)
+
+
 # --- choices ----------------------------------------------------------------------------------------------------
 
 
@@ -135,11 +170,14 @@ class Branch(Struct, frozen=True):
     file: KVFile
     prompt: Sequence[int]
     decoding: Decoding | None  # None: nothing is generated
+    cache: Cache
 
     async def generate(self) -> Generation:
         if self.decoding is None:
             return Generation("", [], FinishReason.LENGTH)
-        return await syscalls.generate(self.file.fd, prompt=self.prompt, decoding=self.decoding)
+        made = await syscalls.generate(self.file.fd, prompt=self.prompt, decoding=self.decoding)
+        await self.cache.keep(self.file)
+        return made
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         if self.decoding is None:
@@ -148,23 +186,29 @@ class Branch(Struct, frozen=True):
         fd = await syscalls.stream(self.file.fd, prompt=self.prompt, decoding=self.decoding)
         while True:
             chunk = await syscalls.read(fd)
+            if chunk.finish is not None:  # whoever has read that may go
+                await self.cache.keep(self.file)
             yield chunk
             if chunk.finish is not None:
                 return
 
 
-async def branch(prompt: Sequence[int], n: int, decoding: Decoding | None, first_index: int = 0) -> list[Branch]:
+async def branch(
+    prompt: Sequence[int], n: int, decoding: Decoding | None, cache: Cache, first_index: int = 0
+) -> list[Branch]:
     """`n` ways to go on after `prompt`, which is computed once. With a seed, choice i has the seed + i."""
-    base = await kv.create()
-    if n == 1:
-        return [Branch(first_index, base, prompt, decoding)]
-    await base.append(prompt)
-    return await fork(base, n, decoding, first_index)
+    base, rest = await cache.begin(prompt)
+    if n == 1 and len(rest) < N_EARLY:
+        return [Branch(first_index, base, rest, decoding, cache)]
+    await base.append(rest)
+    return await fork(base, n, decoding, cache, first_index)
 
 
-async def fork(base: KVFile, n: int, decoding: Decoding | None, first_index: int) -> list[Branch]:
+async def fork(base: KVFile, n: int, decoding: Decoding | None, cache: Cache, first_index: int) -> list[Branch]:
     """`n` ways to go on after what `base` has read."""
-    return [Branch(first_index + i, await base.fork(), [], _reseeded(decoding, i)) for i in range(n)]
+    await cache.keep(base)
+    files = [base] if n == 1 else [await base.fork() for _ in range(n)]
+    return [Branch(first_index + i, file, [], _reseeded(decoding, i), cache) for i, file in enumerate(files)]
 
 
 def _reseeded(decoding: Decoding | None, i: int) -> Decoding | None:
@@ -190,9 +234,14 @@ async def envelope(prefix: str, kind: str, model_name: str) -> dict[str, Any]:
     return {"id": name, "object": kind, "created": int(datetime.now(UTC).timestamp()), "model": model_name}
 
 
-def usage(n_prompt: int, n_sampled: int) -> dict[str, int]:
+async def usage(n_prompt: int, n_sampled: int, cache: Cache) -> dict[str, Any]:
     """Tokens as OpenAI counts them: the stop token was sampled, so it is a token of the completion."""
-    return {"prompt_tokens": n_prompt, "completion_tokens": n_sampled, "total_tokens": n_prompt + n_sampled}
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_sampled,
+        "total_tokens": n_prompt + n_sampled,
+        "prompt_tokens_details": {"cached_tokens": await cache.n_cached()},
+    }
 
 
 class Names:

@@ -5,21 +5,26 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import sdk
-from sdk import Errno, SyscallError, kv
+from sdk import Errno, KVFile, SyscallError, kv
 from sdk.abi.table import TABLE, Syscall
 from sdk.abi.trap import door, trap
 from sdk.abi.values import FileKind
 
+TEXT = "The quick brown fox jumps over the lazy dog."
+
 # What a program cannot bring about by itself: a full device, a missing worker, a lost one, a second user's files,
-# limits that the operator sets, a client that goes away, and what a model's own template refuses.
-BEYOND = {Errno.ENOSPC, Errno.ENODEV, Errno.EIO, Errno.EDQUOT}
+# limits that the operator sets, a client that goes away, what a model's own template refuses, and the files of another.
+BEYOND = {Errno.ENOSPC, Errno.ENODEV, Errno.EIO, Errno.EDQUOT, Errno.ESTALE}
 BEYOND_OF = {
     "apply_chat_template": {Errno.EINVAL, Errno.ENOSYS},
     "emit": {Errno.EPIPE},
     "kill": {Errno.EACCES},
-    "open": {Errno.EACCES},
-    "rename": {Errno.EACCES, Errno.ENOTEMPTY},
-    "unlink": {Errno.EACCES},
+    "chown": {Errno.EACCES, Errno.EBUSY},
+    **{name: {Errno.EACCES} for name in ("chmod", "create", "fork", "link", "mkdir", "open", "readdir", "rename")},
+    **{name: {Errno.EACCES, Errno.EXDEV} for name in ("extract", "merge")},
+    "splice": {Errno.EXDEV},
+    "sync": {Errno.EINVAL, Errno.ENOSYS},  # one with --kv-dir, the other without
+    **{name: {Errno.EACCES} for name in ("quota", "stat", "unlink")},
 }
 
 
@@ -65,6 +70,13 @@ class Tally:
 
 
 Test = Callable[[Tally], Awaitable[None]]
+TESTS: list[Test] = []
+
+
+def test(function: Test) -> Test:
+    """Register a test."""
+    TESTS.append(function)
+    return function
 
 
 async def run(function: Test, tally: Tally) -> str | None:
@@ -78,6 +90,13 @@ async def run(function: Test, tally: Tally) -> str | None:
         return name
     await sdk.emit(f"ok {name}\n")
     return None
+
+
+async def sample_file(path: str | None = None) -> KVFile:
+    """An open file that has something in it."""
+    file = await kv.create(path)
+    await file.append(TEXT)
+    return file
 
 
 async def sweep(directory: str) -> None:

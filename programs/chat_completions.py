@@ -1,5 +1,7 @@
 """OpenAI's `/v1/chat/completions`, as a program: the chat is rendered by the model's template and computed once.
 
+Prompt and answer are stored together, so that the next turn of the chat computes only what is new in it.
+
 `request` is the body of the HTTP request. Returns the response, or None after having emitted it in chunks
 (`"stream": true`), or an error object with a status.
 """
@@ -10,6 +12,7 @@ from msgspec import Meta, Struct
 
 from programs._openai import (
     Branch,
+    Cache,
     Names,
     Options,
     Refused,
@@ -21,6 +24,7 @@ from programs._openai import (
     read,
     usage,
 )
+from programs.prefix_cache import Policy, least_saving
 from sdk import Chunk, Decoding, Generation, Message, NotSupported, TokenLogprob, emit, model
 
 
@@ -54,6 +58,11 @@ class Request(Options, kw_only=True):
 
 async def main(request: dict[str, Any]) -> dict[str, Any] | None:
     """Answer a chat as OpenAI's API does."""
+    return await answer(request)
+
+
+async def answer(request: dict[str, Any], policy: Policy = least_saving) -> dict[str, Any] | None:
+    """`main`, with a policy for the prefix cache."""
     try:
         r = read(request, Request)
         check(r)
@@ -65,7 +74,7 @@ async def main(request: dict[str, Any]) -> dict[str, Any] | None:
         return refused.reply()
     except NotSupported as error:
         return Refused(f"{error.detail}; or use /v1/completions", param="messages").reply()
-    chat = Chat(r, prompt, decoding)
+    chat = Chat(r, prompt, decoding, policy)
     if not r.stream:
         return await chat.whole()
     await chat.stream()
@@ -97,15 +106,16 @@ def message_of(i: int, message: ChatMessage) -> Message:
 class Chat:
     """One request under way."""
 
-    def __init__(self, request: Request, prompt: list[int], decoding: Decoding) -> None:
+    def __init__(self, request: Request, prompt: list[int], decoding: Decoding, policy: Policy) -> None:
         self.request = request
         self.prompt = prompt
         self.decoding = decoding
+        self.cache = Cache(request, policy)
         self.names = Names()
 
     async def whole(self) -> dict[str, Any]:
         """The response."""
-        branches = await branch(self.prompt, self.request.n, self.decoding)
+        branches = await branch(self.prompt, self.request.n, self.decoding, self.cache)
         made = await for_each(branches, Branch.generate)
         choices = [
             await self.choice(b, g, {"message": {"role": "assistant", "content": g.text}})
@@ -114,7 +124,7 @@ class Chat:
         head = await envelope("chatcmpl", "chat.completion", self.request.model)
         if self.request.return_token_ids:
             head["prompt_token_ids"] = self.prompt
-        return head | {"choices": choices, "usage": self.usage(sum(g.n_sampled for g in made))}
+        return head | {"choices": choices, "usage": await self.usage(sum(g.n_sampled for g in made))}
 
     async def stream(self) -> None:
         """Emit the response in chunks."""
@@ -134,9 +144,9 @@ class Chat:
                 n_sampled = chunk.n_sampled
             return n_sampled
 
-        n_sampled = await for_each(await branch(self.prompt, self.request.n, self.decoding), one)
+        n_sampled = await for_each(await branch(self.prompt, self.request.n, self.decoding, self.cache), one)
         if counts:
-            await emit(head | {"choices": [], "usage": self.usage(sum(n_sampled))})
+            await emit(head | {"choices": [], "usage": await self.usage(sum(n_sampled))})
 
     async def choice(self, b: Branch, made: Generation | Chunk, content: dict[str, Any]) -> dict[str, Any]:
         """A choice, or a chunk of one."""
@@ -158,8 +168,8 @@ class Chat:
             shown.append(entry(await self.names.of(one.token), one.logprob) | {"top_logprobs": best})
         return shown
 
-    def usage(self, n_sampled: int) -> dict[str, int]:
-        return usage(len(self.prompt), n_sampled)
+    async def usage(self, n_sampled: int) -> dict[str, Any]:
+        return await usage(len(self.prompt), n_sampled, self.cache)
 
 
 def entry(name: str, logprob: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from programs._openai import (
     Branch,
+    Cache,
     Names,
     Options,
     Refused,
@@ -22,6 +23,7 @@ from programs._openai import (
     read,
     usage,
 )
+from programs.prefix_cache import Policy, least_saving
 from sdk import Chunk, Decoding, Generation, KVFile, TokenLogprob, emit, kv, model
 from sdk.abi.values import Token
 
@@ -39,6 +41,11 @@ class Request(Options, kw_only=True):
 
 async def main(request: dict[str, Any]) -> dict[str, Any] | None:
     """Complete a text as OpenAI's API does."""
+    return await answer(request)
+
+
+async def answer(request: dict[str, Any], policy: Policy = least_saving) -> dict[str, Any] | None:
+    """`main`, with a policy for the prefix cache."""
     try:
         r = read(request, Request)
         check(r)
@@ -48,7 +55,7 @@ async def main(request: dict[str, Any]) -> dict[str, Any] | None:
             await check_room(len(prompt.tokens), "prompt")
     except Refused as refused:
         return refused.reply()
-    completion = Completion(r, prompts, decoding if r.max_tokens else None)
+    completion = Completion(r, prompts, decoding if r.max_tokens else None, policy)
     if not r.stream:
         return await completion.whole()
     await completion.stream()
@@ -108,31 +115,17 @@ def part_of(made: Generation | Chunk) -> Part:
     return Part(made.text, made.tokens, [(found.token, found) for found in made.logprobs])
 
 
-async def read_aloud(file: KVFile, prompt: Prompt, logprobs: int | None) -> Part:
-    """Let `file` read the prompt, and return it as a part of the answer (`"echo": true`)."""
-    tokens = prompt.tokens
-    text = await model.detokenize(tokens) if prompt.text is None else prompt.text
-    if logprobs is None:
-        await file.append(tokens)
-        return Part(text, tokens, [])
-    beliefs = await file.pred_all(tokens, at=range(len(tokens) - 1), targets=tokens[1:], top_k=logprobs)
-    scored: list[tuple[int, TokenLogprob | None]] = [(tokens[0], None)]
-    for token, belief in zip(tokens[1:], beliefs, strict=True):
-        assert belief.target_logprob is not None
-        scored.append((token, TokenLogprob(token, belief.target_logprob, belief.top(logprobs))))
-    return Part(text, tokens, scored)
-
-
 # --- the answer -------------------------------------------------------------------------------------------------
 
 
 class Completion:
     """One request under way."""
 
-    def __init__(self, request: Request, prompts: list[Prompt], decoding: Decoding | None) -> None:
+    def __init__(self, request: Request, prompts: list[Prompt], decoding: Decoding | None, policy: Policy) -> None:
         self.request = request
         self.prompts = prompts
         self.decoding = decoding
+        self.cache = Cache(request, policy)
         self.names = Names()
         self.echoes: list[Part] = []  # one for each prompt, when they are to be echoed
 
@@ -142,7 +135,7 @@ class Completion:
         made = await for_each(branches, Branch.generate)
         choices = [await self.choice(b, g, None) for b, g in zip(branches, made, strict=True)]
         head = await envelope("cmpl", "text_completion", self.request.model)
-        return head | {"choices": choices, "usage": self.usage(sum(g.n_sampled for g in made))}
+        return head | {"choices": choices, "usage": await self.usage(sum(g.n_sampled for g in made))}
 
     async def stream(self) -> None:
         """Emit the response in chunks."""
@@ -163,7 +156,7 @@ class Completion:
 
         n_sampled = await for_each(await self.branches(), one)
         if counts:
-            await emit(head | {"choices": [], "usage": self.usage(sum(n_sampled))})
+            await emit(head | {"choices": [], "usage": await self.usage(sum(n_sampled))})
 
     async def branches(self) -> list[Branch]:
         """The choices of all prompts, in the order of their indices."""
@@ -171,12 +164,28 @@ class Completion:
         found: list[Branch] = []
         for prompt in self.prompts:
             if self.request.echo:
-                base = await kv.create()
-                self.echoes.append(await read_aloud(base, prompt, self.request.logprobs))
-                found += await fork(base, n, self.decoding, len(found))
+                base, echo = await self.read_aloud(prompt)
+                self.echoes.append(echo)
+                found += await fork(base, n, self.decoding, self.cache, len(found))
             else:
-                found += await branch(prompt.tokens, n, self.decoding, len(found))
+                found += await branch(prompt.tokens, n, self.decoding, self.cache, len(found))
         return found
+
+    async def read_aloud(self, prompt: Prompt) -> tuple[KVFile, Part]:
+        """A file that has read the prompt, and this as a part of the answer (`"echo": true`)."""
+        tokens, logprobs = prompt.tokens, self.request.logprobs
+        text = await model.detokenize(tokens) if prompt.text is None else prompt.text
+        if logprobs is None:
+            file, rest = await self.cache.begin(tokens)
+            await file.append(rest)
+            return file, Part(text, tokens, [])
+        file = await kv.create()  # all of it is computed: a cache knows no logprobs
+        beliefs = await file.pred_all(tokens, at=range(len(tokens) - 1), targets=tokens[1:], top_k=logprobs)
+        scored: list[tuple[int, TokenLogprob | None]] = [(tokens[0], None)]
+        for token, belief in zip(tokens[1:], beliefs, strict=True):
+            assert belief.target_logprob is not None
+            scored.append((token, TokenLogprob(token, belief.target_logprob, belief.top(logprobs))))
+        return file, Part(text, tokens, scored)
 
     async def choice(self, b: Branch, made: Generation | Chunk, n_chars: int | None) -> dict[str, Any]:
         """A choice, or a chunk of one that comes after `n_chars` characters; None: it is the first."""
@@ -211,5 +220,5 @@ class Completion:
             "text_offset": offsets,
         }
 
-    def usage(self, n_sampled: int) -> dict[str, int]:
-        return usage(sum(len(prompt.tokens) for prompt in self.prompts), n_sampled)
+    async def usage(self, n_sampled: int) -> dict[str, Any]:
+        return await usage(sum(len(prompt.tokens) for prompt in self.prompts), n_sampled, self.cache)

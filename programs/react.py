@@ -1,9 +1,9 @@
 """An agent that reasons and acts by turns: ReAct (Yao et al., 2023).
 
-What is computed, and when: the examples once; then the model's tokens as it samples them, and after each tool the
-tokens of what it found. The tools are functions in this file, awaited here, beside the model: nothing travels, and
-nothing is read twice. Stop strings stay in the file (`include_stop`), so not even they are computed again: at the
-end the file holds exactly as many tokens as were computed for it.
+What is computed, and when: the examples once; then the model's tokens as it samples them, and what a tool found with
+the beginning of the next thought, in one batch. The tools are functions in this file, awaited here, beside the model:
+nothing travels, and nothing is read twice. Stop strings stay in the file (`include_stop`), so not even they are
+computed again: at the end the file holds exactly as many tokens as were computed for it.
 
 Each line of the task is a question. The program puts them before the model one by one, as its thoughts; when none is
 left the model thinks for itself, until it gives its final answer or has used up its steps.
@@ -55,19 +55,19 @@ OBSERVATION, ANSWER = "Observation:", "Final Answer:"
 async def main(task: str = TASK, steps: int = 5, max_tokens: int = 64) -> dict[str, Any]:
     """The agent's answer, how many tools it called, and the tokens computed on the way."""
     questions = [line.strip() for line in task.splitlines() if line.strip()]
-    tool_calls = 0
+    tool_calls, observed = 0, ""
     async with await kv.prompt(EXAMPLES) as file:
         for step in range(steps):
-            said = await say(file, f"Thought: {questions[step]}\n" if step < len(questions) else "Thought:", max_tokens)
+            thought = f"Thought: {questions[step]}\n" if step < len(questions) else "Thought:"
+            said = await say(file, observed, thought, max_tokens)
             if ANSWER in said:
                 break
             called, result = await act(said)
             tool_calls += called
             observed = f" {result}\n" if said.endswith(OBSERVATION) else f"\n{OBSERVATION} {result}\n"
-            await file.append(observed)
             await sdk.emit(observed)
         else:
-            said = await say(file, f"Thought: I know the answer.\n{ANSWER}", max_tokens)
+            said = await say(file, observed, f"Thought: I know the answer.\n{ANSWER}", max_tokens)
         file_tokens = (await file.stat()).n_tokens
     usage = await sdk.rusage()
     return {
@@ -78,9 +78,11 @@ async def main(task: str = TASK, steps: int = 5, max_tokens: int = 64) -> dict[s
     }
 
 
-async def say(file: KVFile, beginning: str, max_tokens: int) -> str:
-    """Let the model go on from `beginning`, until it wants an observation or is done. Returns all of it."""
-    text = await file.text(prompt=beginning, max_tokens=max_tokens, stop=[OBSERVATION, "\n\n"], include_stop=True)
+async def say(file: KVFile, observed: str, beginning: str, max_tokens: int) -> str:
+    """Let the model read what was observed and go on from `beginning`, until it wants another observation or is done.
+    Returns what it was to begin with, and said."""
+    prompt, stop = observed + beginning, [OBSERVATION, "\n\n"]
+    text = await file.text(prompt=prompt, max_tokens=max_tokens, stop=stop, include_stop=True)
     await sdk.emit(beginning + text)
     return beginning + text
 

@@ -12,20 +12,19 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import sdk
-from programs._usertests import Tally, Test, run, sweep
+from programs import (  # noqa: F401  (register their tests)
+    _usertests_edits,
+    _usertests_files,
+    _usertests_locks,
+    _usertests_pages,
+)
+from programs._usertests import TESTS, TEXT, Tally, run, sample_file, sweep, test
 from sdk import BrokenPipe, Errno, KVFile, Sampling, kv, model, process, syscalls
 from sdk.abi import calls
-from sdk.abi.values import Decoding, Fd, FileKind, Message, OpenMode, Pid, Want
+from sdk.abi.values import Decoding, Fd, Message, Pid, Want
 
-TEXT = "The quick brown fox jumps over the lazy dog."
 NO_FD, NO_PID = Fd(2**31), Pid(2**31)
 LONG = Decoding(max_tokens=64, ignore_eos=True)
-TESTS: list[Test] = []
-
-
-def test(function: Test) -> Test:
-    TESTS.append(function)
-    return function
 
 
 async def main(role: str = "") -> dict[str, Any]:
@@ -82,12 +81,6 @@ async def cancel(task: asyncio.Task[Any]) -> None:
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
-
-
-async def sample_file(path: str | None = None) -> KVFile:
-    file = await kv.create(path)
-    await file.append(TEXT)
-    return file
 
 
 # --- model ------------------------------------------------------------------------------------------------------
@@ -239,127 +232,6 @@ async def model_calls_check_their_arguments(t: Tally) -> None:
             calls.Stream(fd=file.fd, prompt=too_long),
         )
         assert await file.tokens() == [], "a refused call leaves the file as it was"
-
-
-# --- file -------------------------------------------------------------------------------------------------------
-
-
-@test
-async def names_outlive_handles(t: Tally) -> None:
-    path = f"{t.home}/file"
-    async with await sample_file(path) as file:
-        tokens = await file.tokens()
-    async with await kv.open(path, "r") as reader:
-        assert await reader.tokens() == tokens
-        assert (await reader.next()).top_tokens
-        await t.refuses(
-            Errno.EACCES,
-            calls.Pred(fd=reader.fd, tokens=[1]),
-            calls.Generate(fd=reader.fd),
-            calls.Stream(fd=reader.fd),
-            calls.Truncate(fd=reader.fd, n_tokens=0),
-        )
-        await kv.unlink(path)
-        assert await reader.tokens() == tokens, "an open file outlives its name"
-    await t.refuses(Errno.ENOENT, calls.Open(path=path))
-    await t.refuses(
-        Errno.EBADF,
-        calls.Close(fd=reader.fd),
-        calls.StatFd(fd=reader.fd),
-        calls.Fork(fd=reader.fd),
-        calls.Truncate(fd=reader.fd, n_tokens=0),
-        calls.Tokens(fd=reader.fd),
-        calls.Positions(fd=reader.fd),
-    )
-
-
-@test
-async def stat_counts(t: Tally) -> None:
-    path, page_size = f"{t.home}/file", (await model.info()).page_size
-    async with await sample_file(path) as file, await kv.open(path, OpenMode.READ):
-        stat = await file.stat()
-        assert stat.n_tokens == len(await file.tokens())
-        assert stat.n_pages == -(-stat.n_tokens // page_size)
-        assert (stat.kind, stat.n_links, stat.n_open, stat.n_resident) == (FileKind.FILE, 1, 2, stat.n_tokens)
-        assert (await kv.stat(path)).ino == stat.ino
-        assert (await kv.stat(t.home)).kind is FileKind.DIRECTORY
-    await kv.unlink(path)
-
-
-@test
-async def directories_hold_names(t: Tally) -> None:
-    inner, file = f"{t.home}/inner", f"{t.home}/inner/file"
-    await kv.mkdir(inner)
-    await (await kv.create(file)).close()
-    assert [(e.name, e.kind) for e in await kv.readdir(inner)] == [("file", FileKind.FILE)]
-    await t.refuses(Errno.EEXIST, calls.MkDir(path=inner), calls.Create(path=file))
-    await t.refuses(Errno.ENOTEMPTY, calls.Unlink(path=inner))
-    await t.refuses(Errno.EISDIR, calls.Open(path=inner), calls.Rename(old=file, new=inner))
-    await kv.rename(inner, f"{t.home}/moved")
-    await kv.unlink(f"{t.home}/moved/file")
-    await kv.unlink(f"{t.home}/moved")
-    assert await kv.readdir(t.home) == []
-
-
-@test
-async def paths_are_checked(t: Tally) -> None:
-    path = f"{t.home}/file"
-    async with await kv.create(path) as file:
-        for errno, bad in (
-            (Errno.EINVAL, "relative"),
-            (Errno.EINVAL, f"{t.home}/../file"),
-            (Errno.ENOENT, f"{t.home}/nothing/here"),
-            (Errno.ENOTDIR, f"{path}/below"),
-        ):
-            await t.refuses(
-                errno,
-                calls.Open(path=bad),
-                calls.Create(path=bad),
-                calls.Unlink(path=bad),
-                calls.StatPath(path=bad),
-                calls.ReadDir(path=bad),
-                calls.MkDir(path=bad),
-                calls.Rename(old=bad, new=f"{t.home}/other"),
-                calls.Rename(old=path, new=bad),
-                calls.Fork(fd=file.fd, path=bad),
-            )
-        await t.refuses(Errno.EEXIST, calls.Fork(fd=file.fd, path=path))
-        async with await file.fork(f"{path}-2"):
-            await kv.rename(path, f"{path}-2")
-    await kv.unlink(f"{path}-2")
-
-
-@test
-async def forks_part_ways(t: Tally) -> None:
-    async with await sample_file() as file, await file.fork() as fork:
-        tokens = await file.tokens()
-        await asyncio.gather(file.append(TEXT), fork.append(tokens[:3]))
-        assert await file.tokens() == tokens + tokens
-        assert await fork.tokens() == tokens + tokens[:3]
-
-
-@test
-async def truncate_keeps_a_prefix(t: Tally) -> None:
-    async with await sample_file() as file, await file.fork() as fork:
-        tokens = await file.tokens()
-        await fork.truncate(3)
-        assert await fork.tokens() == tokens[:3]
-        assert await fork.positions() == [0, 1, 2]
-        assert (await fork.next()).position == 2
-        assert await fork.keep([*tokens[:2], *tokens]) == len(tokens)
-        assert await fork.tokens() == [*tokens[:2], *tokens]
-        assert await file.tokens() == tokens, "a fork's truncation is its own"
-        await t.refuses(Errno.EINVAL, calls.Truncate(fd=file.fd, n_tokens=len(tokens) + 1))
-
-
-@test
-async def positions_may_leave_gaps(t: Tally) -> None:
-    async with await kv.create() as file:
-        await file.pred([1, 2, 3], positions=[0, 5, 9])
-        await file.append([4])
-        assert await file.positions() == [0, 5, 9, 10]
-        assert await file.positions(1, -1) == [5, 9]
-        assert await file.tokens(-2) == [3, 4]
 
 
 # --- process ----------------------------------------------------------------------------------------------------
