@@ -83,6 +83,28 @@ def test_a_chat_over_http(kernel):
     assert "Paris" in answer["choices"][0]["message"]["content"]
 
 
+def test_each_turn_of_a_chat_computes_what_is_new(kernel):
+    """By the worker's own count; and the answers are those of a server that computes everything."""
+    messages = [{"role": "system", "content": "You are a patient teacher. Answer in short sentences."}]
+    for question in ("Name a planet.", "Is it far away?", "How long is its year?"):
+        messages.append({"role": "user", "content": question})
+        body = {
+            "model": "smollm2-135m-instruct", "messages": messages, "temperature": 0, "max_tokens": 12,
+            "ignore_eos": True, "cache_salt": "turns",
+        }  # fmt: skip
+        fresh = kernel.http.post("/v1/chat/completions", json=body | {"cache_prompt": False}).json()
+        before = worker_tokens(kernel)
+        usage = (answer := kernel.http.post("/v1/chat/completions", json=body).json())["usage"]
+        n_cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert worker_tokens(kernel) - before == usage["prompt_tokens"] - n_cached + 12
+        if len(messages) > 2:
+            assert usage["prompt_tokens"] - n_cached < 24, "a question, and what the template puts around it"
+        else:
+            assert n_cached == 0
+        assert fresh["choices"] == answer["choices"]
+        messages.append(answer["choices"][0]["message"])
+
+
 def test_a_prompt_that_is_too_long(kernel):
     body = {"model": "smollm2-135m-instruct", "prompt": [1000] * 3000, "max_tokens": 1}
     answer = kernel.http.post("/v1/completions", json=body)

@@ -19,7 +19,7 @@ from gpuworker.backend import (
     rows,
 )
 from gpuworker.serve import MAX_MESSAGE_BYTES
-from gpuworker.wire import Answer, Ask, Batch, BatchHead, Draw, Row, RowDone
+from gpuworker.wire import Answer, Ask, Batch, BatchHead, Draw, Edit, Row, RowDone
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo, Sampling
 
@@ -44,6 +44,14 @@ def moving(out: Sequence[tuple[int, int]] = (), back: Sequence[tuple[int, int]] 
     return Batch(msgspec.structs.replace(good.head, **moves), good.tokens, good.positions, good.pages, good.history)
 
 
+def editing(*edits: Edit, **fields: Any) -> Batch:
+    """The good batch with edits; a page has 16 slots."""
+    good = moving(**fields)
+    return Batch(
+        msgspec.structs.replace(good.head, edits=list(edits)), good.tokens, good.positions, good.pages, good.history
+    )
+
+
 def changed(**fields: Any) -> Row:
     return msgspec.structs.replace(ROW, **fields)
 
@@ -61,6 +69,7 @@ def test_the_good_batch_is_good() -> None:
     check(batch(n_rows=3, copies=[(0, 9)]), FACTS)
     check(batch(changed(chained=True)), FACTS)
     check(moving(out=[(1, 4), (8, 0)], back=[(1, 2), (2, 3)]), FACTS)
+    check(editing(Edit(9, 0, 1, 0, 16), Edit(9, 3, 2, 13, 3, 63), Edit(6, 3, 2, 0, 13, -63)), FACTS)
 
 
 def test_a_batch_of_moves_alone_is_good() -> None:
@@ -92,6 +101,19 @@ def test_a_batch_of_moves_alone_is_good() -> None:
         (moving(back=[(0, 0)]), "page 0 is moved and used"),
         (moving(out=[(5, 0)]), "page 5 is moved and used"),
         (moving(back=[(0, 6)]), "page 6 is moved and used"),
+        (editing(Edit(10, 0, 1, 0, 1)), "page of an edit 10"),
+        (editing(Edit(0, 0, -1, 0, 1)), "page of an edit -1"),
+        (editing(Edit(0, 0, 1, 0, 0)), "n=0.* a page has slots 0…15"),
+        (editing(Edit(0, 14, 1, 0, 3)), "a page has slots 0…15"),
+        (editing(Edit(0, 0, 1, 14, 3)), "a page has slots 0…15"),
+        (editing(Edit(0, -1, 1, 0, 1)), "a page has slots 0…15"),
+        (editing(Edit(0, 0, 1, 0, 1, 64)), "so far apart"),
+        (editing(Edit(0, 0, 1, 0, 1, -64)), "so far apart"),
+        (editing(Edit(0, 0, 1, 0, 3), Edit(2, 0, 1, 2, 1)), "edited twice"),
+        (editing(Edit(0, 0, 1, 0, 3), Edit(1, 0, 2, 2, 1)), "page 1 is read and written"),
+        (editing(Edit(0, 0, 0, 8, 3)), "page 0 is read and written"),
+        (editing(Edit(0, 0, 1, 0, 3), out=[(1, 0)]), "page 1 is moved and used"),
+        (editing(Edit(3, 0, 1, 0, 3), out=[(3, 0)]), "page 3 is moved and used"),
         (batch(changed(n_before=-1)), "negative"),
         (batch(changed(n_new=-1)), "negative"),
         (batch(changed(n_before=63)), "65 tokens"),

@@ -25,7 +25,7 @@ from gpuworker import noise, nulltext, sampling
 from gpuworker.backend import StepError
 from gpuworker.null import NullBackend
 from gpuworker.stepcost import StepCost
-from gpuworker.wire import Answer, Ask, Batch, BatchDone, BatchHead, Draw, Row
+from gpuworker.wire import Answer, Ask, Batch, BatchDone, BatchHead, Draw, Edit, Row
 from sdk.abi.errors import Errno
 from sdk.abi.values import Sampling
 
@@ -271,6 +271,41 @@ def test_a_host_page_never_written_is_told_of() -> None:
     worker.run(moves(back=[(5, 0)]))
     with pytest.raises(AssertionError, match="nothing was ever written"):
         File(worker, iter([]), [0], 2).append([], ALL)
+
+
+def edited(worker: NullBackend, *edits: Edit) -> None:
+    worker.run(Batch(BatchHead(1, [], [], edits=list(edits)), *(array("I") for _ in range(4))))
+
+
+def test_slots_are_copied_to_other_pages_and_positions() -> None:
+    """Of tokens 70 … 75 at 0 … 5: 71 to 74, at 3 … 6, which a file that was computed so has as well."""
+    worker = null()
+    file = fresh(worker)
+    file.append([70, 71, 72, 73, 74, 75], ALL)
+    edited(worker, Edit(0, 1, 20, 0, 3, 2), Edit(1, 0, 20, 3, 1, 2))
+    cut, computed = File(worker, itertools.count(21), [20], 4), fresh(null())
+    computed.append([71, 72, 73, 74], ALL, positions=[3, 4, 5, 6])
+    for token in (7, 8):
+        assert cut.append([token], ALL, positions=[token]) == computed.append([token], ALL, positions=[token])
+    assert file.append([76], ALL) == answer_of([70, 71, 72, 73, 74, 75, 76])
+
+
+def test_an_edit_takes_origins_along_and_leaves_tails() -> None:
+    worker = null()
+    fresh(worker).append([70, 71, 72])
+    edited(worker, Edit(0, 2, 20, 0, 1, -2))
+    before, after = (array("Q", worker.fetch([page])) for page in (0, 20))
+    assert after[2 * SIZE] == before[2 * SIZE + 2] != 0  # where it was computed
+    assert list(after[3 * SIZE :]) == [0, 0]
+    assert before[3 * SIZE + 1] == before[2 * SIZE + 2]
+
+
+def test_a_slot_that_was_never_written_or_goes_below_zero_is_told_of() -> None:
+    worker = null()
+    fresh(worker).append([70, 71])
+    for edit in (Edit(0, 2, 20, 0, 1), Edit(0, 0, 20, 0, 2, -1)):
+        with pytest.raises(AssertionError, match="was never written, or moves beyond"):
+            edited(worker, edit)
 
 
 def test_as_many_host_pages_as_pages_unless_it_is_told() -> None:

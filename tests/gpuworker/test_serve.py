@@ -99,7 +99,7 @@ def test_pages_are_fetched_and_stored_in_turn(house: House) -> None:
 
 
 def test_as_much_as_the_limit_of_contents_passes_the_socket(house: House) -> None:
-    device = GatedDevice(n_pages=512, n_host_pages=0, page_size=8191)
+    device = GatedDevice(n_pages=512, n_host_pages=0, page_size=10922)
     house.serve(device)
     kernel = house.kernel().attach()
     pages = list(range(MAX_CONTENTS_BYTES // device.info().page_bytes))

@@ -3,12 +3,13 @@
 import contextlib
 from array import array
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuworker import wire
-from gpuworker.wire import Answer, Ask, Batch, BatchDone, BatchDoneHead, BatchHead, Draw, Row, RowDone, WireError
+from gpuworker.wire import Answer, Ask, Batch, BatchDone, BatchDoneHead, BatchHead, Draw, Edit, Row, RowDone, WireError
 from sdk.abi.errors import Errno
 from sdk.abi.values import ModelInfo, Sampling
 
@@ -23,6 +24,7 @@ def batch() -> Batch:
     ]
     arrays = ([11, 2**32 - 1], [16, 17], [3, 4, 5], [1, 2, 3])
     head = BatchHead(1, [(3, 4)], rows, n_failed=2, moves_out=[(6, 7)], moves_in=[(8, 9), (10, 11)])
+    head = msgspec.structs.replace(head, edits=[Edit(12, 3, 13, 0, 5, -7), Edit(12, 0, 14, 0, 1)])
     return Batch(head, *(array("I", a) for a in arrays))
 
 

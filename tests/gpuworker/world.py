@@ -17,6 +17,7 @@ from gpuworker.load import load
 from gpuworker.models.registry import Attend, Model
 from gpuworker.options import Options
 from gpuworker.wire import Answer, Ask, Batch, BatchDone, BatchHead, Row
+from sdk.abi.visible import Runs
 
 N_PAGES = 64
 
@@ -44,6 +45,7 @@ class Job:
     positions: Sequence[int] | None = None
     chained: bool = False
     number: int | None = None  # by default its place in the batch
+    visible: Runs = ()
 
 
 class Kernel:
@@ -74,7 +76,8 @@ class Kernel:
             while len(file.pages) * size < file.n + n_new:
                 file.pages.append(next(self.free))
             number = i if job.number is None else job.number
-            rows.append(Row(number, file.n, n_new, len(file.pages), list(job.asks), job.chained))
+            row = Row(number, file.n, n_new, len(file.pages), list(job.asks), job.chained, list(job.visible))
+            rows.append(row)
             tokens.extend(job.tokens)
             positions.extend(job.positions if job.positions is not None else range(file.n, file.n + n_new))
             pages.extend(file.pages)
@@ -99,19 +102,34 @@ def matrix(done: BatchDone, engine: Engine) -> Tensor:
     return torch.from_numpy(flat.copy())
 
 
+def mask_of(n: int, *parts: tuple[int, Runs]) -> Tensor:
+    """bool [n, n]: what each token sees, by the definition; from each part's first token on these runs hold."""
+    mask = torch.ones(n, n, dtype=torch.bool).tril()
+    for first, runs in parts:
+        for i in range(first, n):
+            mask[i] = False
+            mask[i, i] = True
+            for start, stop in runs or [(0, None)]:
+                mask[i, : i + 1][start:stop] = True
+    return mask
+
+
 def every(tokens: Sequence[int]) -> list[Ask]:
     return [Ask(i) for i in range(len(tokens))]
 
 
-def contiguous(engine: Engine, tokens: Sequence[int], positions: Sequence[int] | None = None) -> Tensor:
-    """Logits [T, vocab] of one plain causal pass of the same weights: no pages, no chunks, no batch."""
+def contiguous(
+    engine: Engine, tokens: Sequence[int], positions: Sequence[int] | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Logits [T, vocab] of one plain causal pass of the same weights: no pages, no chunks, no batch. `mask`: bool
+    [T, T], what each token sees."""
+    seen = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril() if mask is None else mask
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         group = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-        ahead = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
-        return torch.einsum("hqk,khd->qhd", scores.masked_fill(ahead, -torch.inf).softmax(-1), v)
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
     model = engine._model
     at = list(range(len(tokens))) if positions is None else list(positions)

@@ -1,6 +1,17 @@
 """The table of system calls is whole: documented, handled, and never renumbered."""
 
-from kernel import dispatch, sys_file, sys_ipc, sys_model, sys_process  # noqa: F401
+from kernel import (  # noqa: F401
+    dispatch,
+    sys_advice,
+    sys_edit,
+    sys_file,
+    sys_ipc,
+    sys_lock,
+    sys_model,
+    sys_process,
+    sys_rights,
+    sys_sync,
+)
 from sdk.abi.table import TABLE, by_name, fields_of
 
 # A number belongs to its name for ever: programs may be older than the kernel.
@@ -9,6 +20,8 @@ NUMBERS = {
     "apply_chat_template": 8,
     "open": 20, "create": 21, "close": 22, "unlink": 23, "stat": 24, "fstat": 25, "readdir": 26, "mkdir": 27,
     "rename": 28, "fork": 29, "truncate": 30, "tokens": 31, "positions": 32,
+    "link": 33, "chmod": 34, "chown": 35, "umask": 36, "extract": 37, "merge": 38, "splice": 39,
+    "lock": 40, "unlock": 41, "pin": 42, "advise": 43, "sync": 44, "quota": 45, "df": 46, "dup": 47,
     "spawn": 50, "wait": 51, "exit": 52, "kill": 53, "getpid": 54, "sleep": 55, "now": 56, "random": 57, "rusage": 58,
     "priority": 59, "limits": 60,
     "send": 70, "recv": 71, "emit": 72, "input": 73,
@@ -36,4 +49,4 @@ def test_the_errnos_a_man_page_names_are_listed():
 
 
 def test_arguments_come_with_types():
-    assert list(fields_of(by_name("pred").call)) == ["fd", "tokens", "positions", "want"]
+    assert list(fields_of(by_name("pred").call)) == ["fd", "tokens", "positions", "want", "visible"]

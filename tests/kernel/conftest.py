@@ -17,13 +17,27 @@ import pytest
 
 from gpuworker.null import NullBackend
 from gpuworker.serve import Server
-from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process  # noqa: F401
+from kernel import (  # noqa: F401
+    dispatch,
+    stepper,
+    sys_advice,
+    sys_edit,
+    sys_file,
+    sys_ipc,
+    sys_lock,
+    sys_model,
+    sys_process,
+    sys_rights,
+    sys_sync,
+)
 from kernel.client import Client
 from kernel.config import Config
 from kernel.core import Kernel
 from kernel.link import StreamTransport
 from kernel.loader import Program, load_file
 from kvfs import fsck
+from kvfs.access import KERNEL
+from kvfs.inode import Inode
 from sdk.abi.values import ExitStatus
 
 
@@ -60,7 +74,7 @@ class House:
 
     def start(self, source: Any, client: Client | None = None, **args: Any) -> Any:
         program = self.program(source)
-        return self.kernel.spawn(program, args, owner="tester", client=client)
+        return self.kernel.spawn(program, args, owner="local", client=client)
 
     async def run(self, source: Any, client: Client | None = None, **args: Any) -> ExitStatus:
         status: ExitStatus = await self.start(source, client, **args).wait_exit()
@@ -80,6 +94,13 @@ class House:
     def lose(self, name: str) -> None:
         """Cut the link to a worker, as its death would."""
         self.kernel.fleet.lost(name, "the test cut it off")
+
+    def clear_caches(self) -> None:
+        """Remove what programs have left in the cache directories of their users."""
+        fs = self.kernel.fs
+        for path, node in list(fs.names.walk(fs.names.root)):
+            if "/.cache/" in path and isinstance(node, Inode):
+                fs.unlink(path, who=KERNEL, now=self.kernel.now())
 
     def n_pages_used(self) -> int:
         return sum(d.n_pages - d.n_free for d in self.kernel.fs.devices().values())
@@ -112,6 +133,7 @@ async def running_house(
             yield house
             await settled(house)
             assert not kernel.panicked.done(), repr(kernel.panicked.result())
+            house.clear_caches()
             assert house.n_pages_used() == 0, "pages leaked"
             assert fsck.check(kernel.fs) == []
         finally:

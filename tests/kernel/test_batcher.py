@@ -22,18 +22,27 @@ from kernel.language import Language
 from kernel.memory import Memory
 from kernel.pacing import firing
 from kvfs import fsck
+from kvfs.access import OPERATOR, Who
 from kvfs.fs import Kvfs
 from sdk.abi.errors import Errno, SyscallError
-from sdk.abi.values import Decoding, Sampling, Want
+from sdk.abi.values import Advice, Decoding, Sampling, Want
 
 LANGUAGE = Language(nulltext.assets(512))
 STEP_S = 0.01
 
 
+class Tenant:
+    """Whose an account is."""
+
+    def __init__(self, name):
+        self.name = name
+        self.vt = 0.0
+
+
 class Account:
     """Whose a job is; `number` is its age too."""
 
-    def __init__(self, number, tenant="t"):
+    def __init__(self, number, tenant):
         self.tenant, self.age = tenant, (0, number)
         self.is_limited, self.is_running = False, True
         self.n_tokens = self.n_swapped_tokens = self.n_recomputed_tokens = 0
@@ -74,6 +83,7 @@ class Rig:
         self.n_workers = 0
         self.killed = []
         self.returns = {}  # pid → when it is expected back
+        self.tenants = {}
         self.new_worker()
 
     def new_worker(self):
@@ -83,7 +93,9 @@ class Rig:
         self.backend = Failing(verify=True, **self.device)
         self.executor = Executor(self.backend)
         costs = StepCosts()
-        self.memory = Memory(self.fs, self.name, costs, self.counters, self.holder, mode=self.mode)
+        self.memory = Memory(
+            self.fs, self.name, costs, self.counters, self.holder, mode=self.mode, shares={}, hold_s=600.0
+        )
         self.batcher = Batcher(
             self.fs,
             vocab_size=512,
@@ -106,13 +118,15 @@ class Rig:
     # --- what programs do ---
 
     def file(self, pid=0):
-        file = self.fs.create(None, owner="o", now=self.now, device=self.name, pid=pid)
+        file = self.fs.create(None, who=Who("o", pid=pid), now=self.now, device=self.name)
         self.files.append(file)
         return file
 
     def submit(self, job, pid, claim=True):
         job.n_file = self.fs.length(job.file)
-        job.account = self.accounts.setdefault(pid, Account(pid))
+        name = job.file.inode.tenant
+        tenant = self.tenants.setdefault(name, Tenant(name))
+        job.account = self.accounts.setdefault(pid, Account(pid, tenant))
         if claim:
             job.claim = self.fs.claim(job.file)
         if self.fs.device_of(job.file) is None:
@@ -462,6 +476,227 @@ def test_the_oom_killer_says_why():
     rig.close()
 
 
+# --- who has to make room, and who comes back unasked -----------------------------------------------------------
+
+
+def cached(rig, path, n_tokens, who=OPERATOR):
+    """A file that nobody has open."""
+    file = rig.fs.create(path, who=who, now=rig.now, device=rig.name)
+    rig.pred(n_tokens, file=file, pid=99)
+    rig.finish()
+    rig.fs.close(file, rig.now)
+    return rig.fs.names.find(path, OPERATOR, rig.now)
+
+
+def forget(rig, *paths):
+    for path in paths:
+        rig.fs.unlink(path, who=OPERATOR, now=rig.now)
+
+
+def test_what_nobody_has_open_makes_room_before_what_programs_have():
+    rig = Rig(n_pages=12)
+    idle = rig.pred(16, pid=1)
+    rig.finish()
+    rig.returns = {1: rig.now + 50.0}
+    kept = cached(rig, "/a", 16)
+    rig.now += 1.0
+    assert (kept.n_host, rig.counters.n_pages_out) == (0, 0), "without pressure nothing moves"
+    rig.pred(20, pid=2)
+    rig.finish()
+    assert kept.n_host
+    assert (idle.file.inode.n_host, rig.counters.n_evicted_cached, rig.counters.n_evicted_away) == (0, 1, 0)
+    forget(rig, "/a")
+    rig.close()
+
+
+@pytest.mark.parametrize("mode", ["auto", "swap", "recompute"])
+def test_pinned_pages_stay_whoever_wants_them(mode):
+    rig = Rig(n_pages=16, mode=mode)
+    file = rig.pred(32, pid=2).file
+    rig.finish()
+    rig.fs.pin(file, "t", 6, 100.0)
+    rig.pred(36, pid=1)
+    rig.finish()
+    assert (file.inode.n_kv - file.inode.n_host * 4) // 4 == 6
+    assert rig.counters.n_evicted_idle == 1
+    rig.pred(44, pid=1)
+    rig.finish()
+    assert rig.results[2].errno == Errno.ENOSPC
+    assert "6 pages are pinned" in str(rig.results[2])
+    rig.now = 101.0
+    rig.pred(44, pid=1)
+    rig.finish()
+    assert isinstance(rig.results[3], list)
+    rig.close()
+
+
+def test_a_younger_program_at_work_keeps_what_is_pinned():
+    rig = Rig(n_pages=16, max_rows=8)
+    young = rig.generate("b" * 16, 30, pid=2)
+    rig.step()
+    rig.fs.pin(young.file, "t", 4, math.inf)
+    rig.generate("a" * 24, 20, pid=1)
+    for _ in range(200):
+        rig.step()
+        assert young.file.inode.n_kv - 4 * young.file.inode.n_host >= 16
+    rig.finish()
+    assert [len(r.tokens) for r in rig.results.values()] == [30, 20]
+    assert rig.counters.n_preempted > 0
+    rig.close()
+
+
+def test_what_is_needed_comes_back_when_there_is_room_and_not_before():
+    rig = Rig(n_pages=12)
+    away = rig.pred(20, pid=1)
+    rig.finish()
+    other = rig.pred(40, pid=2)
+    rig.finish()
+    assert away.file.inode.n_host
+    rig.fs.advise(away.file, Advice.WILLNEED, rig.now)
+    rig.memory.look_soon()
+    assert rig.plan() is None, "somebody has the pages"
+    rig.fs.truncate(other.file, 0, rig.now)
+    rig.memory.look_soon()
+    rig.step()
+    assert not away.file.inode.n_host
+    rig.close()
+
+
+def test_a_dropped_file_is_computed_beside_others_in_small_parts():
+    rig = Rig(max_tokens=64, n_pages=128)
+    file = rig.pred(60, pid=1).file
+    rig.finish()
+    for n in (1, 40):
+        rig.pred(n, pid=2)
+        rig.finish()
+    rig.batcher.costs.token_s = 0.001
+    rig.fs.drop([file.inode.ino], rig.now)
+    rig.fs.place(file, rig.name)
+    rig.fs.advise(file, Advice.WILLNEED, rig.now)
+    rig.generate("x", 30, pid=3)
+    batch = rig.plan()
+    added = [r.n_new for r in batch.head.rows if not r.job]
+    assert len(added) == 1
+    assert 0 < added[0] < 10
+    rig.finish()
+    rig.step()
+    assert rig.fs.tail_valid(file), "when nobody else computes it is done at once"
+    assert rig.accounts[1].n_recomputed_tokens == 60, "whoever has it open pays"
+    rig.close()
+
+
+def test_advice_may_take_what_nobody_has_open_and_no_more():
+    rig = Rig(n_pages=12)
+    away = rig.pred(20, pid=1)
+    rig.finish()
+    rig.pred(28, pid=2)
+    rig.finish()
+    kept = cached(rig, "/a", 16)
+    assert away.file.inode.n_host
+    rig.fs.advise(away.file, Advice.WILLNEED, rig.now)
+    for _ in range(3):
+        rig.memory.look_soon()
+        rig.step()
+    assert kept.n_host
+    assert not away.file.inode.n_host
+    forget(rig, "/a")
+    rig.close()
+
+
+def test_a_file_that_cannot_be_computed_is_given_up():
+    rig = Rig()
+    file = rig.pred(20, pid=1).file
+    rig.finish()
+    rig.fs.drop([file.inode.ino], rig.now)
+    rig.fs.place(file, rig.name)
+    rig.fs.pin(file, "t", 5, math.inf)
+    rig.fs.advise(file, Advice.WILLNEED, rig.now)
+    rig.backend.refuse = lambda batch: Errno.EIO
+    rig.memory.look_soon()
+    rig.step()
+    assert rig.fs.wanted(rig.now) == []
+    rig.backend.refuse = lambda batch: None
+    rig.close()
+
+
+def test_a_little_more_is_made_free_than_is_asked_for():
+    rig = Rig(n_pages=128)
+    paths = [f"/{i}" for i in range(122)]
+    for path in paths:
+        cached(rig, path, 4)
+    rig.pred(40, pid=1)
+    rig.finish()
+    assert rig.counters.n_evicted_cached == 4 + 2
+    forget(rig, *paths)
+    rig.close()
+
+
+def test_what_is_not_needed_leaves_first():
+    rig = Rig(n_pages=14)
+    first, second = rig.pred(16, pid=1), rig.pred(16, pid=2)
+    rig.finish()
+    rig.now += 1.0
+    rig.fs.lease_tail(second.file)
+    rig.fs.commit(next(iter(rig.fs.leases)), rig.now)
+    rig.fs.advise(second.file, Advice.DONTNEED, rig.now)
+    rig.pred(28, pid=3)
+    rig.finish()
+    assert (bool(first.file.inode.n_host), bool(second.file.inode.n_host)) == (False, True)
+    assert rig.counters.n_evicted_unneeded == 1
+    rig.close()
+
+
+def test_what_is_safe_on_disk_is_dropped_and_not_moved():
+    rig = Rig(n_pages=12)
+    rig.fs.n_durable = lambda inode: 20
+    file = rig.pred(20, pid=1).file
+    rig.finish()
+    rig.pred(36, pid=2)
+    rig.finish()
+    assert (file.inode.n_kv, rig.counters.n_pages_dropped, rig.counters.n_pages_out) == (0, 5, 0)
+    rig.close()
+
+
+def test_full_main_memory_is_made_room_in_before_a_program_loses_its_kv():
+    rig = Rig(n_pages=12, n_host_pages=8)
+    kept = cached(rig, "/a", 24)
+    rig.now += 5.0
+    one = rig.pred(28, pid=1)
+    rig.finish()
+    assert kept.n_host
+    rig.returns = {1: rig.now + 50.0}
+    rig.pred(36, pid=2)
+    rig.finish()
+    assert (kept.n_kv, kept.n_host) == (0, 0)
+    assert one.file.inode.n_host == 7
+    assert rig.counters.n_recomputed_tokens == 0
+    forget(rig, "/a")
+    rig.close()
+
+
+def test_one_tenant_cannot_flush_anothers_cache():
+    rig = Rig(n_pages=20)
+    ann, bob = Who("ann", tenant="ann", root=True), Who("bob", tenant="bob", root=True)
+    hers = [cached(rig, "/a", 32, ann), cached(rig, "/b", 16, ann)]
+    file = rig.fs.create(None, who=bob, now=rig.now, device=rig.name)
+    for n_tokens in (32, 8):
+        rig.pred(n_tokens, file=file, pid=1)
+        rig.finish()
+    there = [inode.n_kv // 4 - inode.n_host for inode in hers]
+    assert sum(there) == 10, "her share of 20 pages; two of her twelve were beyond it"
+    rig.pred(1, file=file, pid=1)
+    rig.finish()
+    assert rig.results[4].errno == Errno.ENOSPC
+    assert [inode.n_kv // 4 - inode.n_host for inode in hers] == there
+    forget(rig, "/a")
+    rig.pred(1, file=file, pid=1)
+    rig.finish()
+    assert isinstance(rig.results[5], list)
+    forget(rig, "/b")
+    rig.fs.close(file, rig.now)
+    rig.close()
+
+
 # --- all of it --------------------------------------------------------------------------------------------------
 
 
@@ -510,7 +745,7 @@ def test_whatever_happens_results_are_those_of_peace(events, n_pages, n_host_pag
             left = [1]
             rig.backend.refuse = lambda batch, left=left: Errno.ENOSPC if left and left.pop() else None
         elif kind == "k" and rig.files:
-            rig.files.append(rig.fs.fork(rig.files[n % len(rig.files)], None, owner="o", now=rig.now, pid=pid))
+            rig.files.append(rig.fs.fork(rig.files[n % len(rig.files)], None, who=Who("o", pid=pid), now=rig.now))
         elif kind == "t" and rig.files and not (file := rig.files[n % len(rig.files)]).inode.claimed:
             rig.fs.truncate(file, rig.fs.length(file) // 2, rig.now)
         elif kind == "w":

@@ -1,6 +1,6 @@
 import pytest
 
-from kernel.config import Config, ConfigError, is_loopback
+from kernel.config import Config, ConfigError, UserQuota, is_loopback
 
 
 def test_the_command_line_counts_most_then_environment_then_file(tmp_path):
@@ -62,6 +62,21 @@ def test_shares_of_tenants(tmp_path):
             Config.load({}, None, {"SYMPHONY_TENANT_SHARE": text})
 
 
+def test_groups_and_quotas(tmp_path):
+    file = tmp_path / "kernel.yaml"
+    file.write_text("groups: {team: [ann, bob]}\nquota: {ann: {files: 100, pages: 2000}, bob: {kv-byte-s: 1}}\n")
+    with pytest.raises(ConfigError, match="kv-byte-s"):
+        Config.load({}, file, {})
+    file.write_text("groups: {team: [ann, bob]}\nquota: {ann: {files: 100, pages: 2000}, bob: {kv_byte_s: 1.0e+12}}\n")
+    config = Config.load({}, file, {})
+    assert config.groups == {"team": ["ann", "bob"]}
+    assert config.quota == {"ann": UserQuota(files=100, pages=2000), "bob": UserQuota(kv_byte_s=1e12)}
+    assert Config.load({}, None, {"SYMPHONY_QUOTA": "{ann: {pages: 5}}"}).quota == {"ann": UserQuota(pages=5)}
+    for name, text in (("QUOTA", "{ann: {pages: 0}}"), ("QUOTA", "ann"), ("GROUPS", "{team: ann}")):
+        with pytest.raises(ConfigError, match=name.lower()):
+            Config.load({}, None, {f"SYMPHONY_{name}": text})
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         Config.load({}, tmp_path / "none.yaml", {})
@@ -86,3 +101,5 @@ def test_what_the_local_worker_is_told():
     assert options[options.index("--dtype") + 1] == "float32"
     assert options[options.index("--threads") + 1] == "2"
     assert "--num-pages" not in options
+    assert "--no-group-prefixes" not in options
+    assert "--no-group-prefixes" in Config(group_prefixes=False).worker_options()

@@ -1,5 +1,7 @@
 """What a step costs, learnt from steps."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +49,10 @@ def test_moves():
     assert costs.page_s == 0.0
     costs.moved(10, 0.02)
     assert costs.page_s == pytest.approx(0.002)
+
+
+def test_what_may_go_beside_a_step():
+    assert StepCosts().n_beside(1, 1, 1.2) == math.inf
+    costs = learnt()
+    n = costs.n_beside(8, 8, 1.2)
+    assert costs.predict(8, 8 + int(n)) == pytest.approx(1.2 * costs.predict(8, 8), rel=0.05)

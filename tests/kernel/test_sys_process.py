@@ -116,8 +116,8 @@ async def test_processor_time_of_a_tree(house):
         await Channel("never").recv()
 
     parent = house.start(waits)
-    child = house.kernel.spawn(house.program(waits), {}, owner="tester", client=None, parent=parent)
-    grandchild = house.kernel.spawn(house.program(waits), {}, owner="tester", client=None, parent=child)
+    child = house.kernel.spawn(house.program(waits), {}, owner="local", client=None, parent=parent)
+    grandchild = house.kernel.spawn(house.program(waits), {}, owner="local", client=None, parent=child)
     child.cpu_s, grandchild.cpu_s = 100.0, 1000.0
     assert int(parent.tree_cpu_s) == 1100
     house.kernel.kill(grandchild.pid, "enough")
@@ -153,7 +153,7 @@ async def test_children_inherit_what_is_left(house):
     parent = house.start(waits)
     await house.until(lambda: parent.waiting)
     parent.account.narrow(Limits(pages=7, wall_s=100.0, cpu_s=50.0, horizon_tokens=5))
-    child = house.kernel.spawn(house.program(waits), {}, owner="tester", client=None, parent=parent)
+    child = house.kernel.spawn(house.program(waits), {}, owner="local", client=None, parent=parent)
     limits = child.account.limits
     assert limits.pages == 7
     assert 99.0 < limits.wall_s <= 100.0
@@ -194,7 +194,7 @@ async def test_whoever_asks_the_model_is_no_further_behind_than_a_window(house):
             await f.append([1])
 
     scheduler = house.kernel.scheduler
-    scheduler.open("hog", 0.0, tenant="tester").charge(10**9, 0, 0.0)
+    scheduler.open("hog", 0.0, tenant="local").charge(10**9, 0, 0.0)
     p = house.start(main)
     await p.wait_exit()
     assert scheduler.ledger.top - p.account.family.vt <= scheduler.ledger.window
@@ -246,7 +246,7 @@ async def test_what_a_process_waits_for(house, main, what):
     assert p.state == "ready"
     await house.until(lambda: p.state == "blocked" and p.waits_for().startswith(what))
     (shown,) = [info for info in house.kernel.ps() if info.pid == p.pid]
-    assert (shown.state, shown.tenant, shown.priority, shown.n_threads > 0) == ("blocked", "tester", 0, True)
+    assert (shown.state, shown.tenant, shown.priority, shown.n_threads > 0) == ("blocked", "local", 0, True)
     assert shown.wait.startswith(what)
     house.kernel.kill(p.pid, "the test is over")
     await p.wait_exit()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvfs.access import OPERATOR, Who
 from kvfs.fs import Kvfs
 from kvfs.fsck import Counts, check, counts
 from kvfs.lease import Lease
@@ -33,7 +34,7 @@ def give_everything_back(fs: Kvfs) -> None:
     for f in list(fs.open_files):
         fs.close(f, 0.0)
     for path, _ in reversed(list(fs.names.walk(fs.names.root))):
-        fs.unlink(path, 0.0)
+        fs.unlink(path, who=OPERATOR, now=0.0)
     assert check(fs) == []
     assert counts(fs) == NOTHING
     assert not fs.families.members
@@ -78,7 +79,7 @@ def make(fs: Kvfs, append: Append) -> Callable[[int], OpenFile]:
     """`make(n)`: an anonymous file of n tokens on `w0`."""
 
     def make(n: int) -> OpenFile:
-        f = fs.create(None, owner="ann", now=0.0, device="w0")
+        f = fs.create(None, who=Who("ann", root=True), now=0.0, device="w0")
         if n:
             append(f, n)
         return f
@@ -111,6 +112,7 @@ class Flight:
     has_run: bool = False
     is_wanted: bool = True  # not abandoned
     fails: str = ""  # "": it runs; "early": not even its copies; "late": its copies, and rubbish in its own slots
+    n_more: int = 0  # pages that it brings to its owner
 
 
 @dataclass(eq=False)

@@ -105,3 +105,12 @@ def test_a_tail_is_destroyed_by_a_batch_that_ends_in_its_page_with_the_same_pari
 
 def test_an_empty_file_has_no_tail_to_destroy(pool: PagePool) -> None:
     assert not cow.overwrites_tail(pool.alloc(1), 2, NO_PAGES, 0)
+
+
+def test_a_page_can_be_set_aside_though_nobody_shares_it() -> None:
+    pool = PagePool("w0", 8, 4)
+    table = pool.alloc(2)
+    pages, fresh, copies = cow.grow(pool, table, 6, 1, aside=True)
+    assert (pages[0], copies) == (table[0], [(table[1], fresh[0])])
+    full = cow.grow(pool, table, 8, 1, aside=True)  # nothing is written over
+    assert full[2] == []

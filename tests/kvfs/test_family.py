@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvfs.access import Who
 from kvfs.family import n_common_pages
 from kvfs.fs import Kvfs
 from kvfs.fsck import counts
@@ -16,7 +17,7 @@ Append = Callable[[OpenFile, int], None]
 
 
 def dropped_fork(fs: Kvfs, f: OpenFile) -> OpenFile:
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     fs.drop([child.inode.ino], 1.0)
     fs.place(child, "w0")
     return child
@@ -44,7 +45,7 @@ def test_the_relative_with_most_in_common_is_chosen(fs: Kvfs, make: Make, append
     append(child, 10)  # 6, 7, … as `f` will have
     fs.drop([child.inode.ino], 1.0)
     fs.place(child, "w0")
-    other = fs.fork(f, None, owner="ann", now=1.0)
+    other = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     append(f, 3)
     claim = fs.claim(other)
     fs.commit(fs.lease(claim, [6, 7, 99, 9, 10, 11, 12]), 1.0)
@@ -80,7 +81,7 @@ def test_nothing_is_taken_from_strangers_or_other_devices_or_what_moves(fs: Kvfs
 
 def test_pages_in_host_memory_are_not_taken(fs: Kvfs, make: Make, append: Append) -> None:
     f = make(4)
-    anchor = fs.fork(f, None, owner="ann", now=1.0)  # keeps the first page on the device
+    anchor = fs.fork(f, None, who=Who("ann", root=True), now=1.0)  # keeps the first page on the device
     append(f, 8)
     child = dropped_fork(fs, f)
     move = fs.swap_out([f.inode.ino], 1.0)
@@ -104,9 +105,23 @@ def test_a_file_that_has_its_kv_or_waits_for_it_adopts_nothing(fs: Kvfs, make: M
 
 @pytest.mark.parametrize("n", range(12))
 def test_the_common_beginning_in_pages(n: int) -> None:
-    a, b = Inode(1, "ann", 0.0), Inode(2, "ann", 0.0)
+    a, b = Inode(1, Who("ann"), 0.0), Inode(2, Who("ann"), 0.0)
     for inode, tokens in ((a, range(12)), (b, [*range(n), *[99] * (12 - n)])):
         inode.tokens.extend(tokens)
         inode.positions.extend(range(12))
     assert n_common_pages(a, b, 5, 2) == min(n // 2, 5)
     assert n_common_pages(a, b, 0, 2) == 0
+
+
+def test_families_that_come_to_share_pages_are_one(fs: Kvfs, make: Make) -> None:
+    who = Who("ann", root=True)
+    a, b, alone, other = make(4), make(4), make(4), make(4)
+    sons = [fs.fork(b, None, who=who, now=1.0) for _ in range(2)]
+    fs.families.unite(a.inode, b.inode)  # into the larger one
+    fs.families.unite(alone.inode, other.inode)
+    assert {f.inode.family for f in (a, b, *sons)} == {b.inode.ino}
+    assert set(fs.families.members) == {b.inode.ino, alone.inode.ino}
+    fs.families.unite(alone.inode, a.inode)
+    fs.families.unite(alone.inode, b.inode)
+    assert list(fs.families.members) == [b.inode.ino]
+    assert len(list(fs.families.of(alone.inode))) == 6

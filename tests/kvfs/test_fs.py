@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from kvfs.access import OPERATOR, Who
 from kvfs.fs import Kvfs
 from kvfs.fsck import check, counts
 from kvfs.inode import Residency
@@ -22,7 +23,7 @@ from sdk.abi.values import OpenMode
 
 Make = Callable[[int], OpenFile]
 Append = Callable[[OpenFile, int], None]
-ANN: dict[str, Any] = {"owner": "ann", "now": 1.0}
+ANN: dict[str, Any] = {"who": Who("ann", root=True), "now": 1.0}
 
 
 # --- handles ---
@@ -31,8 +32,8 @@ ANN: dict[str, Any] = {"owner": "ann", "now": 1.0}
 def test_a_file_lives_as_long_as_a_name_or_a_handle(fs: Kvfs, append: Append) -> None:
     f = fs.create("/a", **ANN)
     append(f, 5)
-    fs.unlink("/a", 2.0)
-    assert (fs.length(f), fs.readdir("/")) == (5, [])
+    fs.unlink("/a", who=OPERATOR, now=2.0)
+    assert (fs.length(f), fs.readdir("/", who=OPERATOR, now=1.0)) == (5, [])
     fs.close(f, 3.0)
     assert (counts(fs).inodes, counts(fs).pages) == (0, 0)
 
@@ -41,7 +42,7 @@ def test_a_named_file_persists_when_it_is_closed(fs: Kvfs, append: Append) -> No
     f = fs.create("/a", **ANN)
     append(f, 5)
     fs.close(f, 2.0)
-    again = fs.open("/a", OpenMode.READ, owner="bob", now=3.0)
+    again = fs.open("/a", OpenMode.READ, who=Who("bob", root=True), now=3.0)
     assert (fs.tokens(again), fs.tail_valid(again)) == ([0, 1, 2, 3, 4], True)
 
 
@@ -55,17 +56,17 @@ def test_the_second_close_is_refused(fs: Kvfs, make: Make) -> None:
 
 def test_only_the_owner_writes(fs: Kvfs) -> None:
     fs.create("/a", **ANN)
-    with pytest.raises(AccessDenied, match="belongs to 'ann': open it with mode 'r', and fork it"):
-        fs.open("/a", OpenMode.WRITE, owner="bob", now=1.0)
-    f = fs.open("/a", OpenMode.READ, owner="bob", now=1.0)
+    with pytest.raises(AccessDenied, match="belongs to 'ann' .* may not write it: open it with mode 'r', and fork it"):
+        fs.open("/a", OpenMode.WRITE, who=Who("bob"), now=1.0)
+    f = fs.open("/a", OpenMode.READ, who=Who("bob"), now=1.0)
     with pytest.raises(AccessDenied):
         fs.truncate(f, 0, 1.0)
-    assert fs.fstat(fs.fork(f, None, owner="bob", now=1.0)).owner == "bob"
+    assert fs.fstat(fs.fork(f, None, who=Who("bob"), now=1.0)).owner == "bob"
 
 
 def test_create_on_a_device_that_is_not_there_leaves_no_file(fs: Kvfs) -> None:
     with pytest.raises(NoDevice):
-        fs.create("/a", owner="ann", now=1.0, device="w9")
+        fs.create("/a", who=Who("ann", root=True), now=1.0, device="w9")
     assert counts(fs).inodes == 0
 
 
@@ -149,7 +150,7 @@ def test_a_fork_keeps_the_tail_when_the_write_goes_elsewhere(fs: Kvfs, make: Mak
 def test_forks_that_grow_side_by_side_keep_their_runs() -> None:
     fs = Kvfs()
     fs.add_device("w0", n_pages=4096, page_size=4)
-    f = fs.create(None, owner="ann", now=0.0, device="w0")
+    f = fs.create(None, who=Who("ann", root=True), now=0.0, device="w0")
     claim = fs.claim(f)
     fs.commit(fs.lease(claim, range(10)), 0.0)
     forks = [fs.fork(f, None, **ANN) for _ in range(8)]
@@ -267,19 +268,19 @@ def test_files_on_their_way_to_a_device_that_goes_stay_where_they_are(fs: Kvfs, 
 
 
 def test_facts_of_the_files_on_a_device(fs: Kvfs, make: Make) -> None:
-    f = fs.create("/a", **ANN, device="w0", pid=7)
+    f = fs.create("/a", who=Who("ann", root=True, pid=7), now=1.0, device="w0")
     fs.commit(fs.lease(fs.claim(f), range(6)), 3.0)
-    fs.open("/a", OpenMode.READ, owner="bob", now=4.0, pid=9)
-    fs.open("/a", OpenMode.READ, owner="bob", now=4.0, pid=9)
+    fs.open("/a", OpenMode.READ, who=Who("bob", root=True, pid=9), now=4.0)
+    fs.open("/a", OpenMode.READ, who=Who("bob", root=True, pid=9), now=4.0)
     fs.lease_tail(f)
     fs.create(None, **ANN)
-    assert fs.placed("w0") == [FileFacts(f.inode.ino, (7, 9), 6, 6, 2, 0, True, 1, False, 4.0)]
+    assert fs.placed("w0") == [FileFacts(f.inode.ino, (7, 9), 6, 6, 2, 0, True, 1, False, 4.0, f.inode.tenant)]
     with pytest.raises(NoDevice):
         fs.placed("w9")
 
 
 def test_a_file_is_used_when_it_is_opened_forked_written_or_read(fs: Kvfs, append: Append) -> None:
-    f = fs.create("/a", owner="ann", now=0.5, device="w0")
+    f = fs.create("/a", who=Who("ann", root=True), now=0.5, device="w0")
 
     def used_s() -> float:
         return fs.placed("w0")[0].used_s
@@ -287,9 +288,9 @@ def test_a_file_is_used_when_it_is_opened_forked_written_or_read(fs: Kvfs, appen
     assert used_s() == 0.5
     append(f, 1)
     assert used_s() == 1.0
-    fs.open("/a", OpenMode.READ, owner="bob", now=2.0)
+    fs.open("/a", OpenMode.READ, who=Who("bob", root=True), now=2.0)
     assert used_s() == 2.0
-    fs.fork(f, None, owner="bob", now=3.0)
+    fs.fork(f, None, who=Who("bob", root=True), now=3.0)
     assert used_s() == 3.0
     fs.commit(fs.lease_tail(f), 4.0)
     assert used_s() == 4.0

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from kvfs.access import Who
+from kvfs.directory import Directory
 from kvfs.fs import Kvfs
 from kvfs.fsck import Counts, check, counts
 from kvfs.lease import Claim, LeaseState
 from kvfs.moves import MoveKind, TransferState
-from kvfs.namespace import Directory
 from kvfs.openfile import OpenFile
 from kvfs.table import HOST, NO_PAGES
 
@@ -22,9 +23,9 @@ class Scene:
         self.fs = fs = Kvfs()
         fs.add_device("w0", n_pages=64, page_size=4, n_host_pages=8)
         fs.add_device("w1", n_pages=8, page_size=4)
-        fs.mkdir("/d", owner="ann", now=0.0)
+        fs.mkdir("/d", who=Who("ann", root=True), now=0.0)
         self.f, self.claim = self.make("/d/f", 5)
-        self.child = fs.fork(self.f, None, owner="ann", now=0.0)
+        self.child = fs.fork(self.f, None, who=Who("ann", root=True), now=0.0)
         self.lease = fs.lease(self.claim, range(5))  # copies, and one page more
         self.g, self.g_claim = self.make("/g", 5)
         self.writing = fs.lease(self.g_claim, [1])  # in place
@@ -48,13 +49,13 @@ class Scene:
         self.rebuilding = fs.lease_rebuild(self.broken, 2)  # in place
 
     def make(self, path: str | None, n: int) -> tuple[OpenFile, Claim]:
-        f = self.fs.create(path, owner="ann", now=0.0, device="w0")
+        f = self.fs.create(path, who=Who("ann", root=True), now=0.0, device="w0")
         claim = self.fs.claim(f)
         self.fs.commit(self.fs.lease(claim, range(n)), 0.0)
         return f, claim
 
     def new(self) -> OpenFile:
-        return self.fs.create(None, owner="ann", now=0.0)
+        return self.fs.create(None, who=Who("ann", root=True), now=0.0)
 
 
 def refs(s: Scene, step: int) -> None:
@@ -66,7 +67,7 @@ def host_refs(s: Scene) -> None:
 
 
 def fork(s: Scene, f: OpenFile, **damage: object) -> OpenFile:
-    child = s.fs.fork(f, None, owner="ann", now=0.0)
+    child = s.fs.fork(f, None, who=Who("ann", root=True), now=0.0)
     for name, value in damage.items():
         setattr(child.inode, name, value)
     return child
@@ -201,7 +202,7 @@ NAMES: Breaks = {
     "a name of nothing": (lambda s: s.fs.files.pop(s.g.inode.ino), "which is gone"),
     "directories miscounted": (lambda s: setattr(s.fs.names, "n_directories", 5), "5 directories are counted"),
     "a number used twice": (
-        lambda s: s.fs.names.root.entries.update({"x": Directory(s.f.inode.ino, "ann", 0.0)}),
+        lambda s: s.fs.names.root.entries.update({"x": Directory(s.f.inode.ino, "ann", "ann", 0o755, 0.0)}),
         "stand for a directory and a file",
     ),
     "links miscounted": (give("g.inode", n_links=2), "2 links, it has 1 names"),

@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvfs.access import OPERATOR, Who
 from kvfs.fs import Kvfs
 from kvfs.inode import N_EVENTS, Inode, Residency
 from kvfs.openfile import OpenFile
@@ -13,9 +14,9 @@ Make = Callable[[int], OpenFile]
 
 def test_stat_of_a_file(fs: Kvfs, make: Make) -> None:
     f = make(9)
-    child = fs.fork(f, "/child", owner="bob", now=3.0)
-    assert fs.fstat(child) == fs.stat("/child")
-    assert fs.stat("/child") == Stat(
+    child = fs.fork(f, "/child", who=Who("bob", root=True), now=3.0)
+    assert fs.fstat(child) == fs.stat("/child", who=OPERATOR, now=1.0)
+    assert fs.stat("/child", who=OPERATOR, now=1.0) == Stat(
         ino=child.inode.ino,
         kind=FileKind.FILE,
         n_tokens=9,
@@ -26,17 +27,20 @@ def test_stat_of_a_file(fs: Kvfs, make: Make) -> None:
         n_links=1,
         n_open=1,
         owner="bob",
-        mode=0o644,
+        mode=0o755,
         worker="w0",
         created_s=3.0,
         modified_s=3.0,
+        group="ann",
+        used_s=3.0,
+        n_opens=1,
     )
     assert (fs.fstat(f).created_s, fs.fstat(f).modified_s, fs.fstat(f).n_links) == (0.0, 1.0, 0)
 
 
 def test_a_file_without_pages_is_on_no_worker_and_may_be_placed_anew(fs: Kvfs) -> None:
     fs.add_device("w1", n_pages=8, page_size=4)
-    f = fs.create(None, owner="ann", now=0.0)
+    f = fs.create(None, who=Who("ann", root=True), now=0.0)
     assert fs.device_of(f) is None
     for device in ("w0", "w1", "w1"):
         fs.place(f, device)
@@ -88,7 +92,7 @@ def test_truncation_does_not_lengthen(fs: Kvfs, make: Make, n: int) -> None:
 
 def test_stat_of_a_file_that_is_in_both_tiers(fs: Kvfs, make: Make, append: Callable[..., None]) -> None:
     f = make(6)
-    child = fs.fork(f, None, owner="bob", now=3.0)
+    child = fs.fork(f, None, who=Who("bob", root=True), now=3.0)
     append(child, 5)
     move = fs.swap_out([child.inode.ino], 4.0)
     assert move is not None
@@ -103,7 +107,7 @@ def test_a_file_without_its_kv_can_be_used_as_a_file(fs: Kvfs, make: Make) -> No
     assert fs.drop([f.inode.ino], 2.0) == 2
     assert (fs.tokens(f), fs.tail_valid(f), fs.device_of(f)) == ([0, 1, 2, 3, 4], False, None)
     assert (fs.fstat(f).n_resident, fs.fstat(f).n_pages, fs.fstat(f).worker) == (0, 0, None)
-    child = fs.fork(f, "/child", owner="ann", now=3.0)
+    child = fs.fork(f, "/child", who=Who("ann", root=True), now=3.0)
     assert (fs.residency(child), fs.tokens(child)) == (Residency.PARTIAL, [0, 1, 2, 3, 4])
     with pytest.raises(Busy, match="has to be computed again first"):
         fs.lease_tail(f)
@@ -150,7 +154,7 @@ def test_a_panic_tells_the_story_of_the_inode(fs: Kvfs, make: Make) -> None:
 
 
 def test_a_story_is_bounded() -> None:
-    inode = Inode(2, "ann", 0.0)
+    inode = Inode(2, Who("ann"), 0.0)
     for i in range(1000):
         inode.note(f"event {i}")
     assert len(inode.story) == N_EVENTS

@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvfs.access import Who
 from kvfs.fs import Kvfs
 from kvfs.fsck import counts
 from kvfs.inode import Residency
@@ -66,7 +67,7 @@ def test_positions_cannot_go_on_beyond_32_bits(fs: Kvfs, make: Make) -> None:
 
 
 def test_a_file_must_be_placed_before_it_is_written(fs: Kvfs) -> None:
-    claim = fs.claim(fs.create(None, owner="ann", now=0.0))
+    claim = fs.claim(fs.create(None, who=Who("ann", root=True), now=0.0))
     with pytest.raises(InvalidArgument, match="place it first"):
         fs.lease(claim, [1])
 
@@ -85,9 +86,9 @@ def test_one_claim_at_a_time(fs: Kvfs, make: Make) -> None:
 
 
 def test_a_claim_needs_a_handle_to_write(fs: Kvfs) -> None:
-    f = fs.create("/a", owner="ann", now=0.0)
+    f = fs.create("/a", who=Who("ann", root=True), now=0.0)
     with pytest.raises(AccessDenied):
-        fs.claim(fs.open("/a", OpenMode.READ, owner="ann", now=0.0))
+        fs.claim(fs.open("/a", OpenMode.READ, who=Who("ann", root=True), now=0.0))
     fs.close(f, 0.0)
     with pytest.raises(BadFile):
         fs.claim(f)
@@ -153,7 +154,7 @@ def test_to_compute_the_last_token_again_spoils_no_tail_that_is_there(fs: Kvfs, 
 
 def test_abandoning_a_copy_goes_back_to_the_shared_page(fs: Kvfs, make: Make) -> None:
     f = make(5)
-    fs.fork(f, None, owner="ann", now=1.0)
+    fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     lease = fs.lease(fs.claim(f), [1])
     assert lease.copies == [(f.inode.table[1], lease.pages[1])]
     fs.abandon(lease)
@@ -163,7 +164,7 @@ def test_abandoning_a_copy_goes_back_to_the_shared_page(fs: Kvfs, make: Make) ->
 def test_the_last_token_can_be_computed_again_with_more_after_it(fs: Kvfs, make: Make) -> None:
     f = make(9)
     fs.truncate(f, 8, 1.0)
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     lease = fs.lease(fs.claim(child), [7, 20], n_again=1)
     assert (lease.n_before, lease.n_new, lease.positions.tolist()) == (7, 2, [7, 8])
     assert lease.copies == [(f.inode.table[1], lease.pages[1])], "the full page is shared, and would be written"
@@ -201,9 +202,9 @@ def test_no_space_changes_nothing(fs: Kvfs, make: Make) -> None:
 
 
 def test_the_tail_is_read_by_many_and_on_any_handle(fs: Kvfs, make: Make) -> None:
-    fs.create("/a", owner="ann", now=0.0, device="w0")
-    f = fs.fork(make(5), "/b", owner="ann", now=0.0)
-    reader = fs.open("/b", OpenMode.READ, owner="bob", now=0.0)
+    fs.create("/a", who=Who("ann", root=True), now=0.0, device="w0")
+    f = fs.fork(make(5), "/b", who=Who("ann", root=True), now=0.0)
+    reader = fs.open("/b", OpenMode.READ, who=Who("bob", root=True), now=0.0)
     first, second = fs.lease_tail(f), fs.lease_tail(reader)
     assert (first.n_before, first.n_new, first.pages, first.copies) == (5, 0, f.inode.table, [])
     assert (first.tokens.tolist(), first.positions.tolist()) == ([], [])
@@ -411,7 +412,7 @@ def test_two_appends_in_flight_cost_the_tail_until_the_first_is_committed(fs: Kv
     f = make(5)
     claim = fs.claim(f)
     first, second = fs.lease(claim, [1]), fs.lease(claim, [2])
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     fs.abandon(second)
     fs.abandon(first)
     assert (fs.tail_valid(f), fs.tail_valid(child)) == (False, False)
@@ -421,7 +422,7 @@ def fork_between(fs: Kvfs, f: OpenFile) -> tuple[Claim, Lease, Lease]:
     """The first lease writes in place; then the file is forked; so the second copies the page."""
     claim = fs.claim(f)
     first = fs.lease(claim, [10])
-    fs.fork(f, "/child", owner="ann", now=1.0)
+    fs.fork(f, "/child", who=Who("ann", root=True), now=1.0)
     second = fs.lease(claim, [11])
     assert (first.copies, second.copies) == ([], [(first.pages[1], second.pages[1])])
     assert second.pages[:1] == first.pages[:1]
@@ -431,7 +432,7 @@ def fork_between(fs: Kvfs, f: OpenFile) -> tuple[Claim, Lease, Lease]:
 def test_a_fork_between_two_leases_makes_the_second_one_copy(fs: Kvfs, make: Make) -> None:
     f = make(5)
     _, first, second = fork_between(fs, f)
-    child = fs.open("/child", OpenMode.READ, owner="ann", now=1.0)
+    child = fs.open("/child", OpenMode.READ, who=Who("ann", root=True), now=1.0)
     fs.commit(first, 1.0)
     assert f.inode.table == child.inode.table == first.pages
     fs.commit(second, 1.0)
@@ -504,7 +505,7 @@ def dropped(fs: Kvfs, f: OpenFile) -> OpenFile:
 def test_a_fork_of_what_is_half_computed_goes_on_by_itself(fs: Kvfs, make: Make) -> None:
     f = dropped(fs, make(9))
     fs.commit(fs.lease_rebuild(f, 6), 1.0)
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     lease = fs.lease_rebuild(child, 9)
     assert (lease.n_before, lease.copies) == (6, [(f.inode.table[1], lease.pages[1])])
     fs.commit(lease, 1.0)
@@ -566,10 +567,10 @@ def test_a_rebuild_counts_when_what_is_cut_lies_beyond_it(fs: Kvfs, make: Make) 
 def test_tokens_whose_batch_failed_are_computed_again(fs: Kvfs, make: Make) -> None:
     f = make(5)
     claim = fs.claim(f)
-    before = fs.fork(f, None, owner="ann", now=1.0)
+    before = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     lease = fs.lease(claim, range(20, 26))
     fs.commit(lease, 1.0)
-    after = fs.fork(f, None, owner="ann", now=1.0)
+    after = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     fs.disown(lease)
     assert (fs.residency(before), fs.tail_valid(before)) == (Residency.RESIDENT, True)
     for file in (f, after):
@@ -581,7 +582,7 @@ def test_tokens_whose_batch_failed_are_computed_again(fs: Kvfs, make: Make) -> N
 def test_a_write_in_place_that_failed_costs_no_more_than_its_own_tokens(fs: Kvfs, make: Make) -> None:
     f = make(5)
     lease = fs.lease(fs.claim(f), [20, 21])
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     fs.commit(lease, 1.0)
     fs.disown(lease)
     assert (f.inode.n_kv, child.inode.n_kv, fs.residency(child)) == (5, 5, Residency.RESIDENT)
@@ -592,7 +593,7 @@ def test_a_copy_of_what_failed_has_failed_too(fs: Kvfs, make: Make, older_first:
     f = make(5)
     first = fs.lease(fs.claim(f), [20])
     fs.commit(first, 1.0)
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     second = fs.lease(fs.claim(child), [21])
     assert second.copies == [(first.pages[1], second.pages[1])]
     fs.commit(second, 1.0)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
+from kvfs.access import Who
 from kvfs.fs import Kvfs
 from kvfs.fsck import counts
 from kvfs.inode import Residency
@@ -47,7 +48,7 @@ def begin(request: pytest.FixtureRequest, fs: Kvfs) -> Begin:
 def test_a_fork_made_meanwhile_goes_along(fs: Kvfs, make: Make, begin: Begin) -> None:
     f = make(9)
     transfer, commit, _ = begin(f)
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     assert (fs.residency(child), sorted(transfer.members)) == (Residency.MOVING, [f.inode.ino, child.inode.ino])
     commit()
     assert f.inode.table == child.inode.table == transfer.entries_to
@@ -63,7 +64,7 @@ def test_a_fork_stays_behind_when_the_move_is_abandoned(fs: Kvfs, make: Make, be
     f = make(9)
     transfer, _, abandon = begin(f)
     before = fs.device_of(f)
-    child = fs.fork(f, None, owner="ann", now=1.0)
+    child = fs.fork(f, None, who=Who("ann", root=True), now=1.0)
     abandon()
     assert f.inode.table == child.inode.table == transfer.entries_from
     assert (fs.device_of(f), f.inode.moving, child.inode.moving) == (before, False, False)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvfs.access import OPERATOR, Who
 from kvfs.fs import Kvfs
 from kvfs.fsck import check
 from sdk.abi.errors import (
@@ -18,7 +19,7 @@ from sdk.abi.errors import (
 )
 from sdk.abi.values import DirEntry, FileKind, OpenMode
 
-ANN: dict[str, Any] = {"owner": "ann", "now": 1.0}
+ANN: dict[str, Any] = {"who": Who("ann", root=True), "now": 1.0}
 
 
 def touch(fs: Kvfs, path: str) -> int:
@@ -31,7 +32,7 @@ def touch(fs: Kvfs, path: str) -> int:
 @pytest.mark.parametrize("path", ["/a", "//a", "/a/", "/./a/."])
 def test_empty_names_and_dots_are_skipped(fs: Kvfs, path: str) -> None:
     ino = touch(fs, "/a")
-    assert fs.stat(path).ino == ino
+    assert fs.stat(path, who=OPERATOR, now=1.0).ino == ino
 
 
 @pytest.mark.parametrize(
@@ -56,10 +57,10 @@ def test_bad_paths(fs: Kvfs, path: str, hint: str) -> None:
     for use in (
         lambda: fs.create(path, **ANN),
         lambda: fs.open(path, OpenMode.READ, **ANN),
-        lambda: fs.stat(path),
-        lambda: fs.unlink(path, 1.0),
-        lambda: fs.rename(path, "/x", 1.0),
-        lambda: fs.rename("/f", path, 1.0),
+        lambda: fs.stat(path, who=OPERATOR, now=1.0),
+        lambda: fs.unlink(path, who=OPERATOR, now=1.0),
+        lambda: fs.rename(path, "/x", who=OPERATOR, now=1.0),
+        lambda: fs.rename("/f", path, who=OPERATOR, now=1.0),
     ):
         with pytest.raises(InvalidArgument, match=hint):
             use()
@@ -68,7 +69,7 @@ def test_bad_paths(fs: Kvfs, path: str, hint: str) -> None:
 @pytest.mark.parametrize("path", ["/" + 254 * "a", "/" + 127 * "é", "/a b", "/日本"])
 def test_good_paths(fs: Kvfs, path: str) -> None:
     touch(fs, path)
-    assert fs.readdir("/") == [DirEntry(path[1:], FileKind.FILE)]
+    assert fs.readdir("/", who=OPERATOR, now=1.0) == [DirEntry(path[1:], FileKind.FILE)]
 
 
 def test_sixteen_names_deep(fs: Kvfs) -> None:
@@ -82,20 +83,21 @@ def test_readdir_is_sorted_and_tells_kinds(fs: Kvfs) -> None:
     fs.mkdir("/c", **ANN)
     fs.mkdir("/a", **ANN)
     touch(fs, "/c/x")
-    assert [(e.name, e.kind.value) for e in fs.readdir("/")] == [("a", "directory"), ("b", "file"), ("c", "directory")]
-    assert [e.name for e in fs.readdir("/c")] == ["x"]
+    kinds = [("a", FileKind.DIRECTORY), ("b", FileKind.FILE), ("c", FileKind.DIRECTORY)]
+    assert fs.readdir("/", who=OPERATOR, now=1.0) == [DirEntry(name, kind) for name, kind in kinds]
+    assert [e.name for e in fs.readdir("/c", who=OPERATOR, now=1.0)] == ["x"]
     with pytest.raises(NotADirectory):
-        fs.readdir("/b")
+        fs.readdir("/b", who=OPERATOR, now=1.0)
     with pytest.raises(FileNotFound):
-        fs.readdir("/d")
+        fs.readdir("/d", who=OPERATOR, now=1.0)
 
 
 def test_stat_of_a_directory(fs: Kvfs) -> None:
-    fs.mkdir("/d", owner="bob", now=2.0)
-    fs.create("/d/f", owner="ann", now=3.0)
-    stat = fs.stat("/d")
+    fs.mkdir("/d", who=Who("bob", root=True), now=2.0)
+    fs.create("/d/f", who=Who("ann", root=True), now=3.0)
+    stat = fs.stat("/d", who=OPERATOR, now=1.0)
     assert (stat.kind, stat.owner, stat.mode, stat.created_s, stat.modified_s) == ("directory", "bob", 0o755, 2.0, 3.0)
-    assert fs.stat("/").ino == 1
+    assert fs.stat("/", who=OPERATOR, now=1.0).ino == 1
 
 
 def test_what_is_missing_is_named(fs: Kvfs) -> None:
@@ -118,7 +120,7 @@ def test_a_name_is_taken_once(fs: Kvfs, path: str) -> None:
     for use in (
         lambda: fs.create(path, **ANN),
         lambda: fs.mkdir(path, **ANN),
-        lambda: fs.link("/f", path, 1.0),
+        lambda: fs.link("/f", path, who=OPERATOR, now=1.0),
         lambda: fs.fork(fs.open("/f", OpenMode.READ, **ANN), path, **ANN),
     ):
         with pytest.raises(FileExists, match="choose another name"):
@@ -129,18 +131,18 @@ def test_only_empty_directories_go(fs: Kvfs) -> None:
     fs.mkdir("/d", **ANN)
     touch(fs, "/d/f")
     with pytest.raises(DirectoryNotEmpty, match="1 entries"):
-        fs.unlink("/d", 2.0)
-    fs.unlink("/d/f", 2.0)
-    fs.unlink("/d", 2.0)
-    assert fs.readdir("/") == []
+        fs.unlink("/d", who=OPERATOR, now=2.0)
+    fs.unlink("/d/f", who=OPERATOR, now=2.0)
+    fs.unlink("/d", who=OPERATOR, now=2.0)
+    assert fs.readdir("/", who=OPERATOR, now=1.0) == []
 
 
 def test_the_root_stays(fs: Kvfs) -> None:
     fs.mkdir("/d", **ANN)
     uses: list[Callable[[], None]] = [
-        lambda: fs.unlink("/", 1.0),
-        lambda: fs.rename("/", "/x", 1.0),
-        lambda: fs.rename("/d", "/", 1.0),
+        lambda: fs.unlink("/", who=OPERATOR, now=1.0),
+        lambda: fs.rename("/", "/x", who=OPERATOR, now=1.0),
+        lambda: fs.rename("/d", "/", who=OPERATOR, now=1.0),
         lambda: fs.mkdir("/", **ANN),
     ]
     for use in uses:
@@ -150,31 +152,31 @@ def test_the_root_stays(fs: Kvfs) -> None:
 
 def test_links_are_names_of_equal_right(fs: Kvfs) -> None:
     ino = touch(fs, "/a")
-    fs.link("/a", "/b", 2.0)
-    assert fs.stat("/a").n_links == 2
-    fs.unlink("/a", 3.0)
-    assert (fs.stat("/b").ino, fs.stat("/b").n_links) == (ino, 1)
+    fs.link("/a", "/b", who=OPERATOR, now=2.0)
+    assert fs.stat("/a", who=OPERATOR, now=1.0).n_links == 2
+    fs.unlink("/a", who=OPERATOR, now=3.0)
+    assert (fs.stat("/b", who=OPERATOR, now=1.0).ino, fs.stat("/b", who=OPERATOR, now=1.0).n_links) == (ino, 1)
     fs.mkdir("/d", **ANN)
     with pytest.raises(IsADirectory):
-        fs.link("/d", "/e", 2.0)
+        fs.link("/d", "/e", who=OPERATOR, now=2.0)
 
 
 def test_rename_moves_and_replaces(fs: Kvfs) -> None:
     ino, replaced = touch(fs, "/a"), touch(fs, "/b")
-    fs.rename("/a", "/b", 2.0)
-    assert (fs.stat("/b").ino, fs.stat("/b").n_links) == (ino, 1)
+    fs.rename("/a", "/b", who=OPERATOR, now=2.0)
+    assert (fs.stat("/b", who=OPERATOR, now=1.0).ino, fs.stat("/b", who=OPERATOR, now=1.0).n_links) == (ino, 1)
     assert replaced not in fs.files
     fs.mkdir("/d", **ANN)
     touch(fs, "/d/x")
-    fs.rename("/d", "/e", 2.0)
-    fs.rename("/b", "/e/y", 2.0)
+    fs.rename("/d", "/e", who=OPERATOR, now=2.0)
+    fs.rename("/b", "/e/y", who=OPERATOR, now=2.0)
     assert [path for path, _ in fs.names.walk(fs.names.root)] == ["/e", "/e/x", "/e/y"]
 
 
 def test_a_replaced_file_lives_on_while_it_is_open(fs: Kvfs) -> None:
     f = fs.create("/a", **ANN)
     touch(fs, "/b")
-    fs.rename("/b", "/a", 2.0)
+    fs.rename("/b", "/a", who=OPERATOR, now=2.0)
     assert fs.fstat(f).n_links == 0
     fs.close(f, 3.0)
     assert f.inode.ino not in fs.files
@@ -182,10 +184,10 @@ def test_a_replaced_file_lives_on_while_it_is_open(fs: Kvfs) -> None:
 
 def test_renaming_one_name_of_a_file_to_another_does_nothing(fs: Kvfs) -> None:
     touch(fs, "/a")
-    fs.link("/a", "/b", 1.0)
-    fs.rename("/a", "/b", 2.0)
-    fs.rename("/a", "/a", 2.0)
-    assert [e.name for e in fs.readdir("/")] == ["a", "b"]
+    fs.link("/a", "/b", who=OPERATOR, now=1.0)
+    fs.rename("/a", "/b", who=OPERATOR, now=2.0)
+    fs.rename("/a", "/a", who=OPERATOR, now=2.0)
+    assert [e.name for e in fs.readdir("/", who=OPERATOR, now=1.0)] == ["a", "b"]
 
 
 def test_what_cannot_be_replaced(fs: Kvfs) -> None:
@@ -193,13 +195,13 @@ def test_what_cannot_be_replaced(fs: Kvfs) -> None:
     fs.mkdir("/e", **ANN)
     touch(fs, "/f")
     with pytest.raises(IsADirectory, match="cannot be replaced"):
-        fs.rename("/f", "/d", 1.0)
+        fs.rename("/f", "/d", who=OPERATOR, now=1.0)
     with pytest.raises(IsADirectory):
-        fs.rename("/e", "/d", 1.0)
+        fs.rename("/e", "/d", who=OPERATOR, now=1.0)
     with pytest.raises(NotADirectory, match="unlink it first"):
-        fs.rename("/d", "/f", 1.0)
+        fs.rename("/d", "/f", who=OPERATOR, now=1.0)
     with pytest.raises(InvalidArgument, match="'/d/x' is below '/d'"):
-        fs.rename("/d", "/d/x", 1.0)
+        fs.rename("/d", "/d/x", who=OPERATOR, now=1.0)
 
 
 def test_a_directory_does_not_move_to_where_its_files_could_not_be_reached(fs: Kvfs) -> None:
@@ -209,11 +211,11 @@ def test_a_directory_does_not_move_to_where_its_files_could_not_be_reached(fs: K
     fs.mkdir("/m/n", **ANN)
     touch(fs, "/m/n/f")
     with pytest.raises(InvalidArgument, match="move it nearer to the root"):
-        fs.rename("/m", "/d" * 14 + "/m", 1.0)
-    fs.rename("/m/n", "/d" * 14 + "/n", 1.0)
+        fs.rename("/m", "/d" * 14 + "/m", who=OPERATOR, now=1.0)
+    fs.rename("/m/n", "/d" * 14 + "/n", who=OPERATOR, now=1.0)
     touch(fs, "/m/" + "n" * 230)
     with pytest.raises(InvalidArgument, match="move it nearer to the root"):
-        fs.rename("/m", "/" + "m" * 40, 1.0)
+        fs.rename("/m", "/" + "m" * 40, who=OPERATOR, now=1.0)
 
 
 PATHS = ["/a", "/b", "/d", "/d/a", "/d/b", "/d/e", "/d/e/a"]
@@ -298,11 +300,11 @@ def test_the_namespace_against_a_dict_of_paths(calls: list[tuple[str, str, str]]
             elif call == "mkdir":
                 fs.mkdir(path, **ANN)
             elif call == "unlink":
-                fs.unlink(path, 1.0)
+                fs.unlink(path, who=OPERATOR, now=1.0)
             elif call == "rename":
-                fs.rename(path, new, 1.0)
+                fs.rename(path, new, who=OPERATOR, now=1.0)
             else:
-                fs.link(path, new, 1.0)
+                fs.link(path, new, who=OPERATOR, now=1.0)
         except SyscallError as e:
             found = e.errno
         try:

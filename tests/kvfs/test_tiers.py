@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvfs.access import Who
 from kvfs.fs import Kvfs
 from kvfs.fsck import counts
 from kvfs.inode import Residency
@@ -29,7 +30,7 @@ def tiers(f: OpenFile) -> str:
 
 
 def fork(fs: Kvfs, f: OpenFile) -> OpenFile:
-    return fs.fork(f, None, owner="ann", now=1.0)
+    return fs.fork(f, None, who=Who("ann", root=True), now=1.0)
 
 
 # --- out ---
@@ -178,7 +179,7 @@ def test_there_must_be_something_to_bring_back(fs: Kvfs, make: Make) -> None:
 
 
 def test_files_without_pages_have_nothing_to_move(fs: Kvfs, make: Make) -> None:
-    f, unplaced = make(0), fs.create(None, owner="ann", now=0.0)
+    f, unplaced = make(0), fs.create(None, who=Who("ann", root=True), now=0.0)
     assert fs.swap_out([f.inode.ino, unplaced.inode.ino], 1.0) is None
     assert fs.reclaimable([]) == 0
 
@@ -275,7 +276,7 @@ def test_what_cannot_migrate(fs: Kvfs, make: Make) -> None:
     fs.add_device("w1", n_pages=2, page_size=4)
     fs.add_device("w2", n_pages=8, page_size=16)
     f, swapped, read = make(9), make(5), make(5)
-    unplaced = fs.create(None, owner="ann", now=0.0)
+    unplaced = fs.create(None, who=Who("ann", root=True), now=0.0)
     out(fs, swapped)
     fs.lease_tail(read)
     with pytest.raises(NoSpace):

@@ -31,7 +31,7 @@ def test_no_name_lists_them_too():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["speed"], "there is no measurement 'speed'; there are decode, gather, guard"),
+        (["speed"], "there is no measurement 'speed'; there are decode, durable, gather"),
         (["kernel", "speed"], "there is no measurement 'speed'"),
         (["kernel", "--base", "http://x"], "no --base in kernel"),
         (["gather", "--model"], "parameter model needs a value"),

@@ -9,7 +9,20 @@ import pytest
 from perf.harness import Findings
 from perf.registry import HERE, defaults, load, measurements
 
-NAMES = ["decode", "gather", "guard", "kernel", "openai", "policies", "roofline", "start", "tax", "tenants"]
+NAMES = [
+    "decode",
+    "durable",
+    "gather",
+    "guard",
+    "kernel",
+    "openai",
+    "policies",
+    "rag",
+    "roofline",
+    "start",
+    "tax",
+    "tenants",
+]
 
 
 def test_all_measurements_are_found():

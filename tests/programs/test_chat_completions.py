@@ -49,7 +49,12 @@ async def test_the_response_is_openais() -> None:
     assert len(choice["message"]["content"]) == 6
     assert choice["finish_reason"] == "length"
     n_prompt = len(generated(answer).prompt)
-    assert answer["usage"] == {"prompt_tokens": n_prompt, "completion_tokens": 6, "total_tokens": n_prompt + 6}
+    assert answer["usage"] == {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": 6,
+        "total_tokens": n_prompt + 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 async def test_the_model_reads_what_its_template_says() -> None:

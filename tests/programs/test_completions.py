@@ -8,6 +8,7 @@ from programs.completions import main
 from sdk.abi import calls
 from sdk.testing import FakeKernel
 
+USAGE = {"prompt_tokens": 4, "prompt_tokens_details": {"cached_tokens": 0}}
 GREEDY = {"model": "m", "prompt": "Once", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
 
 
@@ -52,7 +53,7 @@ async def test_the_response_is_openais() -> None:
     assert choice.keys() == {"index", "text", "logprobs", "finish_reason", "stop_reason"}
     assert len(choice["text"]) == 6  # the toy's tokens are letters
     assert (choice["finish_reason"], choice["logprobs"]) == ("length", None)
-    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10}
+    assert answer["usage"] == USAGE | {"completion_tokens": 6, "total_tokens": 10}
 
 
 async def test_openais_defaults() -> None:
@@ -111,7 +112,7 @@ async def test_usage_comes_last_when_it_is_asked_for() -> None:
     *parts, last = await chunks(stream_options={"include_usage": True}, n=2)
     assert all(part["usage"] is None for part in parts)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 4, "completion_tokens": 12, "total_tokens": 16}
+    assert last["usage"] == USAGE | {"completion_tokens": 12, "total_tokens": 16}
 
 
 async def test_a_stop_ends_it_and_is_counted() -> None:

@@ -4,8 +4,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from sdk.cli import app
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,31 @@ def kernel_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         finally:
             kernel.kill()
     assert not path.exists()
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(source: str) -> str:
+        path = tmp_path / "prog.py"
+        path.write_text(source)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def lip(kernel_socket: Path):
+    def lip(*words: str, code: int = 0) -> Any:
+        result = CliRunner().invoke(app, ["--socket", str(kernel_socket), *words], prog_name="lip")
+        assert result.exit_code == code, result.output
+        return result
+
+    return lip
+
+
+def one_line(result: Any) -> str:
+    """Of standard error, which must hold nothing else."""
+    assert result.stdout == ""
+    assert result.stderr.startswith("lip: ")
+    assert result.stderr.count("\n") == 1
+    return str(result.stderr)

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sdk.cli import app
+from tests.sdk.conftest import one_line
 
 LIP = [sys.executable, "-c", "from sdk.cli import main; main()"]
 
@@ -49,34 +50,6 @@ async def main() -> None:
         await emit(word, stream="left")
         await emit(word.upper(), stream="right")
 """
-
-
-@pytest.fixture
-def write(tmp_path: Path):
-    def write(source: str) -> str:
-        path = tmp_path / "prog.py"
-        path.write_text(source)
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def lip(kernel_socket: Path):
-    def lip(*words: str, code: int = 0) -> Any:
-        result = CliRunner().invoke(app, ["--socket", str(kernel_socket), *words], prog_name="lip")
-        assert result.exit_code == code, result.output
-        return result
-
-    return lip
-
-
-def one_line(result: Any) -> str:
-    """Of standard error, which must hold nothing else."""
-    assert result.stdout == ""
-    assert result.stderr.startswith("lip: ")
-    assert result.stderr.count("\n") == 1
-    return str(result.stderr)
 
 
 # --- run --------------------------------------------------------------------------------------------------------
@@ -181,21 +154,6 @@ def test_programs(lip) -> None:
     assert re.search(r"^completions +OpenAI's", lip("programs").stdout, re.MULTILINE)
 
 
-def test_files(lip, write) -> None:
-    source = (
-        "from sdk import kv\nasync def main():\n"
-        "    await kv.mkdir('/d')\n    await (await kv.create('/d/a')).append([1] * 20)\n"
-    )
-    lip("run", write(source))
-    assert re.search(r"^d .* d/$", lip("ls").stdout, re.MULTILINE)
-    assert lip("ls", "/d").stdout.splitlines()[1].split() == ["-", "local", "20", "2", "0", "0", "a"]
-    assert re.search(r"^ +n_tokens  20$", lip("stat", "/d/a").stdout, re.MULTILINE)
-    assert "/d" in one_line(lip("rm", "/d", code=2))
-    lip("rm", "/d/a")
-    lip("rm", "/d")
-    assert "/d" in one_line(lip("stat", "/d", code=2))
-
-
 def test_workers(lip) -> None:
     (row,) = lip("worker", "list").stdout.splitlines()[1:]
     address = row.split()[0]
@@ -204,9 +162,7 @@ def test_workers(lip) -> None:
     assert "no worker tcp://nix is attached" in one_line(lip("worker", "detach", "tcp://nix", code=2))
 
 
-@pytest.mark.parametrize(
-    "words", [["ps"], ["kill", "1"], ["ls"], ["stat", "/"], ["rm", "/x"], ["worker", "list"], ["programs"]]
-)
+@pytest.mark.parametrize("words", [["ps"], ["kill", "1"], ["worker", "list"], ["programs"]])
 def test_without_a_kernel(tmp_path: Path, words: list[str]) -> None:
     result = CliRunner().invoke(app, ["--socket", str(tmp_path / "k.sock"), *words])
     assert result.exit_code == 2

@@ -74,7 +74,7 @@ async def test_a_stub_makes_its_call(entry: Entry) -> None:
 
 
 def example(annotation: str) -> Any:
-    for name, value in (("Fd", 3), ("Pid", 4), ("Message", []), ("Sequence", [1, 2]), ("float", 0.5), ("int", 5)):
+    for name, value in (("Message", []), ("Sequence", [1, 2]), ("Fd", 3), ("Pid", 4), ("float", 0.5), ("int", 5)):
         if name in annotation:
             return value
     return "x"

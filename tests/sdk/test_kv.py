@@ -121,6 +121,67 @@ def test_keep_computes_what_is_not_there_yet(held: list[int], wanted: list[int])
     asyncio.run(main())
 
 
+# --- editing ---
+
+
+async def test_rights_and_names() -> None:
+    async with FakeKernel():
+        before = await kv.umask(mode=0o077)
+        async with await kv.create("~/f") as f, await f.dup("r") as reader:
+            assert (before, (await f.stat()).mode) == (0o022, 0o700)
+            await f.append([1, 2])
+            assert await reader.tokens() == [1, 2]
+            with pytest.raises(AccessDenied):
+                await reader.append([3])
+            with pytest.raises(AccessDenied):
+                await reader.dup("w")
+            async with await reader.dup() as same, await f.dup("w") as writer:
+                assert (await same.tokens(), await writer.append([3])) == ([1, 2], 1)
+        await kv.link("~/f", "/tmp/g")
+        await kv.chmod("~/f", 0o644)
+        assert ((await kv.stat("/tmp/g")).mode, (await kv.stat("/tmp/g")).n_links) == (0o644, 2)
+        with pytest.raises(AccessDenied):
+            await kv.chown("~/f", owner="somebody")
+        quota, (space,) = await kv.quota(), await kv.df()
+        assert (quota.n_files, quota.n_pages, space.n_pages - space.n_free) == (1, 1, 1)
+
+
+async def test_extract_and_merge_make_files_without_computing() -> None:
+    async with FakeKernel() as kernel, await kv.create() as file:
+        await file.append("abcdef")
+        async with await file.extract((0, 1), (3, 5)) as kept, await file.extract((1, 4), positions="pack") as packed:
+            assert (await kept.read_text(), await kept.positions()) == ("ade", [0, 3, 4])
+            assert (await packed.read_text(), await packed.positions()) == ("bcd", [0, 1, 2])
+            async with await kv.merge(packed, kept, path="/both") as both:
+                assert (await both.read_text(), await both.positions()) == ("bcdade", list(range(6)))
+            with pytest.raises(InvalidArgument):
+                await kv.merge(kept, packed, positions="keep")
+        assert [(await f.stat()).edited for f in (file, await kv.open("/both"))] == [False, True]
+        assert await n_computed() == 6
+        with pytest.raises(FileExists):
+            await file.extract((0, 1), path="/both")
+        kernel.fail("merge", Errno.EIO)
+        with pytest.raises(DeviceLost):
+            await kv.merge(file)
+
+
+async def test_splice_cuts_a_span_out_or_puts_a_file_in() -> None:
+    async with FakeKernel(), await kv.create() as file, await kv.create() as other:
+        await file.append("abcdef")
+        await other.append("XY")
+        await file.splice(1, 3)
+        assert (await file.read_text(), await file.positions()) == ("adef", [0, 3, 4, 5])
+        await file.splice(1, 1, other)
+        assert (await file.read_text(), await file.positions()) == ("aXYdef", list(range(6)))
+        with pytest.raises(InvalidArgument):
+            await file.splice(0, 0, other, positions="keep")
+        stream = file.stream(max_tokens=9)
+        await anext(stream)
+        with pytest.raises(Busy):
+            await file.splice(0, 1)
+        await stream.aclose()
+
+
 # --- generating ---
 
 

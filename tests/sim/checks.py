@@ -30,6 +30,7 @@ from kvfs import fsck
 from tests.sim.reference import Reference
 from tests.sim.world import World
 
+COUNTED = ("pred", "generate", "extract", "merge", "splice")  # each has a job
 QUIET = ("kernel.", "sdk.", "asyncio.timeouts")  # modules whose timers have no business at rest
 
 
@@ -81,6 +82,7 @@ def waiters(world: World) -> Iterator[tuple[Any, str]]:
     answered = {id(answer.future) for answer in answers(world)}
     known = {id(arg) for timer in world.loop.timers() for arg in timer._args or ()}
     known |= {id(reader.future) for c in world.kernel.channels._channels.values() for reader in c.readers}  # type: ignore[attr-defined]
+    known |= {id(ticket.waiter.caller.future) for ticket in world.kernel.fs.locks.waiting.values()}  # type: ignore[union-attr]
     for process in world.kernel.processes.values():
         yield from waiters_of(world, process, answered, known)
 
@@ -92,12 +94,12 @@ def answers(world: World) -> list[WakeUp]:
 
 
 def waiters_of(world: World, process: Process, answered: set[int], known: set[int]) -> Iterator[tuple[Any, str]]:
-    """Those of one process. `answered`: futures in the ready queue; `known`: those that timers and channels have."""
+    """Those of one process. `answered`: futures in the ready queue; `known`: those of timers, channels, locks."""
     if process._unborn is not None and not any(answer.owner is process for answer in answers(world)):
         yield process, f"process {process.pid} never begins"
     own = [job for job in world.kernel.fleet._jobs if job.file.pid == process.pid]
     waiting = {f: wait.call for f, wait in process.waiting.items() if not f.done() and id(f) not in answered}
-    n_waits = sum(call in ("pred", "generate") for call in waiting.values())
+    n_waits = sum(call in COUNTED for call in waiting.values())
     n_calls = sum(not (isinstance(job, GenerateJob) and job._on_chunk is not None) for job in own)
     if n_waits != n_calls:
         yield tuple(own), f"process {process.pid} waits for {n_waits} calls and has {n_calls} jobs"
@@ -119,8 +121,8 @@ def wakes(process: Process, future: "asyncio.Future[Any]", call: str, own: list[
             return any(caller.future is future for caller in client._writers)
         case "input":
             return any(caller.future is future for caller in client._readers)
-        case "pred" | "generate":
-            return True  # counted by `waiters_of`
+        case call if call in COUNTED:
+            return True  # by `waiters_of`
     return False
 
 

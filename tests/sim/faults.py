@@ -48,6 +48,7 @@ def heal(world: World) -> None:
         host.worker.slowness = 1.0
         host.worker.device.n_tokens_max = None
         host.worker.device.n_glitches = 0
+        host.worker.device.n_balks = 0
         host.wanted = True
 
 
@@ -144,6 +145,13 @@ def glitch(world: World, dice: random.Random) -> None:
     host = some_host(world, dice)
     if host is not None:
         host.worker.device.n_glitches += dice.choice([1, 1, 1, 2])
+
+
+@fault("balk")
+def balk(world: World, dice: random.Random) -> None:
+    """The next time that they are to send or to store pages, workers will not."""
+    for host in world.hosts:
+        host.worker.device.n_balks += dice.choice([1, 2])
 
 
 # --- workers that are lost --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Literal
 from msgspec import Struct
 
 from gpuworker.stepcost import StepCost
-from tests.sim import company, programs  # noqa: F401  (fills the registry)
+from tests.sim import company, keepers, lockers, programs  # noqa: F401  (fills the registry)
 from tests.sim.material import KINDS
 from tests.sim.transport import Weather
 from tests.sim.worker import Cost
@@ -27,7 +27,7 @@ FAULTS = {  # by group: what the plan may do, drawn with these weights
     "slow": {"slow": 2, "storm": 1},
     "net": {"partition": 2},
     "stop": {"stop": 2},
-    "refuse": {"short": 3, "glitch": 1},
+    "refuse": {"short": 3, "glitch": 1, "balk": 3},
     "loss": {"crash": 4, "power": 2, "cut": 3, "half-open": 1, "hang": 3, "isolate": 2, "leave": 1, "coma": 1},
     "fleet": {"attach": 2, "detach": 2, "drain": 3},
     "pause": {"pause": 1},
@@ -72,6 +72,7 @@ class Plan(Struct, frozen=True):
     options: Options
     n_workers: int
     demand: float | None  # of all programs together, over the pages of all workers; None: there is room for all
+    max_pinned_share: float
     host_share: float  # pages of main memory, for each of the device
     page_size: int
     max_model_len: int  # of a file, in tokens
@@ -103,7 +104,7 @@ def demand_of(options: Options, dice: random.Random) -> float | None:
             return tight
         case "4x":
             return 4.0
-    return tight if dice.random() < 0.4 else None
+    return tight if dice.random() < 0.5 else None
 
 
 def draw(seed: int, options: Options) -> Plan:
@@ -113,16 +114,19 @@ def draw(seed: int, options: Options) -> Plan:
     demand = demand_of(options, dice)
     host_share = dice.choice([0.0, 0.3, 1.0, 4.0])
     page_size = dice.choice([4, 4, 8, 16])
-    n_starts = dice.randint(3, 9)
+    n_starts = dice.randint(3, 9) if demand is None else dice.randint(6, 16)
     ends_s = dice.uniform(0.3, 1.2)
+    tenants = dice.choice([["one"], ["one"], ["one", "one", "another", "a third"]])
     names = {name: weight for group in options.faults for name, weight in FAULTS[group].items()}
-    n_faults = dice.choice([0, 1, 1, 2, 2, 3, 4, 6]) if names else 0
-    drawn = dice.choices(list(names), list(names.values()), k=n_faults) if names else []
+    trouble = random.Random(f"faults {seed}")
+    n_faults = trouble.choice([0, 1, 1, 2, 2, 3, 4, 6]) if names else 0
+    drawn = trouble.choices(list(names), list(names.values()), k=n_faults) if names else []
     return Plan(
         seed=seed,
         options=options,
         n_workers=dice.choice([1, 1, 2, 2, 3]),
         demand=demand,
+        max_pinned_share=dice.choice([0.0, 0.0, 0.1, 0.25, 0.5]),
         host_share=host_share if demand is not None else host_share / 20,  # nobody needs it, and fsck reads it all
         page_size=page_size,
         max_model_len=512,
@@ -137,7 +141,10 @@ def draw(seed: int, options: Options) -> Plan:
         pass_budget_ms=dice.choice([5.0, 0.01, 0.03]),
         slow_client_s=dice.choice([0.0, 0.0, 0.01, 0.1]),
         weather=Weather(dice.choice([0.00005, 0.0002, 0.002]), dice.choice([0.0, 0.0004, 0.004])),
-        cost=Cost(StepCost(dice.choice([0.0002, 0.002, 0.01]), 0.00005, 0.00005, 0.000001), 0.0001),
+        cost=Cost(
+            StepCost(dice.choice([0.0002, 0.002, 0.01]), 0.00005, 0.00005, 0.000001),
+            page_s=dice.choice([0.0001, 0.003, 0.01]),
+        ),
         check_every=1 if options.strict else dice.randint(10, 100),
         starts=sorted(
             (
@@ -145,7 +152,7 @@ def draw(seed: int, options: Options) -> Plan:
                     dice.choice([0.0, dice.uniform(0.0, 0.4)]),
                     dice.choice(kinds),
                     dice.randrange(N_VARIANTS),
-                    dice.choice(["one", "one", "another", "a third"]),
+                    dice.choice(tenants),
                     dice.choice([0, 0, 0, -1, 5]),
                 )
                 for _ in range(n_starts)
@@ -153,7 +160,7 @@ def draw(seed: int, options: Options) -> Plan:
             key=lambda start: start.at_s,
         ),
         faults=sorted(
-            (Fault(dice.uniform(0.005, ends_s), name, dice.getrandbits(32)) for name in drawn),
+            (Fault(trouble.uniform(0.005, ends_s), name, trouble.getrandbits(32)) for name in drawn),
             key=lambda fault: fault.at_s,
         ),
         ends_s=ends_s,

@@ -13,7 +13,8 @@ import asyncio
 import random
 from typing import Any
 
-from sdk import KVFile, Sampling, channel, kv, model
+from sdk import CrossDevice, KVFile, Sampling, channel, kv, model
+from sdk.abi.values import PositionMode
 from tests.sim.material import decoding, kind, pause, sampling, words
 
 # --- many branches ----------------------------------------------------------------------------------------------
@@ -101,6 +102,25 @@ async def reader(seed: int, tag: str) -> Any:
 
 
 @kind
+async def windowed(seed: int, tag: str) -> Any:
+    """Attends to a part of its files alone. Each call begins with a token of its own: the distribution after the last
+    one sees more when it has to be computed again, which is no promise."""
+    dice = random.Random(seed)
+    texts: list[Any] = []
+    async with await kv.prompt(words(dice, 1, 60)) as base:
+        for _ in range(dice.randint(1, 3)):
+            runs = [(0, dice.randint(1, 9)), (-dice.randint(1, 30), None)][dice.randint(0, 1) :]
+            async with await base.fork() as file:
+                await file.append(words(dice, 1, 30), visible=runs)
+                options = decoding(dice, 14)
+                texts.append(await file.text(sampling(dice), prompt=words(dice, 1, 5), visible=runs, **options))
+                last = await file.pred(words(dice, 1, 5), top_k=3, visible=dice.choice([None, runs]))
+                texts.append([[t, round(p, 6)] for t, p in last.top()])
+            await base.append(words(dice, 1, 9))
+    return texts
+
+
+@kind
 async def decoder(seed: int, tag: str) -> Any:
     """All ways to end a generation; the file is the text."""
     dice = random.Random(seed)
@@ -142,6 +162,51 @@ async def editor(seed: int, tag: str) -> Any:
                     async with await file.fork() as fork:
                         seen.append(await fork.text(max_tokens=3))
         return [seen, await file.read_text(), (await file.positions())[-1]]
+
+
+@kind
+async def surgeon(seed: int, tag: str) -> Any:
+    """Cuts parts out of files, joins files and replaces parts, and reads on. The null model sees tokens and positions
+    alone, so an edited file says what a computed one does, even where its KV was lost and computed again."""
+    dice = random.Random(seed)
+    seen: list[Any] = []
+    file = await kv.prompt(words(dice, 8, 40))
+    for _ in range(dice.randint(1, 4)):
+        tokens, positions = await file.tokens(), await file.positions()
+        cuts = sorted(dice.sample(range(len(tokens) + 1), 4))
+        ranges = [(start, stop) for start, stop in (cuts[:2], cuts[2:]) if start < stop]
+        mode = dice.choice(list(PositionMode))
+        match dice.randrange(3):
+            case 0:
+                edit = file.extract(*ranges, positions=mode)
+                parts = [i for start, stop in ranges for i in range(start, stop)]
+            case 1:
+                edit, mode = kv.merge(file, file), PositionMode.PACK
+                parts = [*range(len(tokens))] * 2
+            case _:
+                edit = file.fork()
+                parts = [*range(cuts[1]), *range(cuts[2], len(tokens))]
+        try:
+            other = await edit
+            if len(parts) != len(await other.tokens()):
+                await other.splice(cuts[1], cuts[2], positions=mode)
+        except CrossDevice:  # relatives that were computed again on different workers
+            other = await kv.create()
+            await other.pred(
+                [tokens[i] for i in parts],
+                positions=[positions[i] for i in parts] if mode is PositionMode.KEEP else range(len(parts)),
+            )
+        await file.close()
+        file = other
+        assert await file.tokens() == [tokens[i] for i in parts]
+        seen.append(await file.positions())
+        seen.append(await file.text(sampling(dice), max_tokens=dice.randint(1, 5), ignore_eos=True))
+        if len(await file.tokens()) > 90:
+            await file.truncate(dice.randint(8, 60))
+        elif len(await file.tokens()) < 8:
+            await file.append(words(dice, 8, 12))
+    async with file:
+        return [seen, await file.read_text()]
 
 
 @kind

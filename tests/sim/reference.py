@@ -20,6 +20,7 @@ ALONE = Plan(
     options=Options(faults=()),
     n_workers=1,
     demand=None,
+    max_pinned_share=0.5,
     host_share=0.0,
     page_size=4,
     max_model_len=512,
@@ -86,8 +87,7 @@ async def _compute(loop: SimLoop, variants: list[Variant]) -> None:
         _known[kind, variant] = Reference(
             status.code, status.result, status.error, run.client.streams, peak * ALONE.page_size
         )
-        for entry in world.kernel.fs.readdir("/"):
-            world.kernel.fs.unlink(f"/{entry.name}", loop.time())
+        world.remove_names()
     loop.after_pass = None
     await world.kernel.stop(1.0)
     assert not world.broken, world.broken

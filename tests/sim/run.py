@@ -25,6 +25,7 @@ from tests.sim.world import Run, World
 LIMIT_S = 300.0  # virtual, for all programs to end; their tools take a few seconds
 REST_S = 60.0  # for everything else to end after them
 LOOK_S = 0.05
+LEAVE_NAMES = ("holder", "keeper", "sharer")  # programs whose files stay when they end
 N_PASSES_TO_WAKE = 5
 STUCK_S = 120  # of real time, for one seed
 
@@ -121,15 +122,20 @@ async def until(holds: Callable[[], bool], deadline: float) -> bool:
 
 
 def room(plan: Plan, expected: dict[int, Reference]) -> int:
-    """Tokens that each worker has room for; as much at least as the longest file."""
+    """Tokens that each worker has room for; as much at least that the longest file fits into a tenant's share, beside
+    what may be pinned."""
     if plan.demand is None:
         return N_TOKENS_AMPLE
     wanted = sum(alone.n_tokens for alone in expected.values())
-    return max(int(wanted / plan.demand / plan.n_workers), N_TOKENS_LEAST)
+    n_tenants = len({start.tenant for start in plan.starts})
+    kept = sum(expected[i].n_tokens for i, start in enumerate(plan.starts) if start.kind in LEAVE_NAMES)
+    least = min(N_TOKENS_LEAST * n_tenants, N_TOKENS_LEAST + kept * (n_tenants > 1)) / (1.0 - plan.max_pinned_share)
+    return max(int(wanted / plan.demand / plan.n_workers), int(least))
 
 
 def clear_away(loop: SimLoop, world: World) -> None:
     """After a failure: let every program unwind, so that none of them does when it is collected."""
+    world.closing = True  # nobody attaches what is let go now
     with suppress(BaseException):
         loop.run_until_complete(asyncio.wait_for(world.kernel.stop(1.0), 5.0))
     for task in asyncio.all_tasks(loop):
@@ -205,8 +211,7 @@ class Stage:
         """The last workers are attached, the last answers come in, and names that programs have left are removed."""
         world = self.world
         world.closing = True
-        for entry in world.kernel.fs.readdir("/"):
-            world.kernel.fs.unlink(f"/{entry.name}", world.loop.time())
+        world.remove_names()
         await until(lambda: not (world.tasks or any(checks.at_rest(world))), world.loop.time() + REST_S)
 
     def _judge(self) -> None:

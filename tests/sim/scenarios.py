@@ -8,10 +8,13 @@ model of eight billion parameters on one large accelerator, some 6 ms a step.
     fairness        equal programs that compete for rows
     greedy_tenant   one tenant with many programs beside one with a single program
     tool_waits      agents that wait for tools while their KV does not fit
+    isolation       one tenant that takes the time of its own calls while another's cache is hit, or is not
 """
 
 import asyncio
+import math
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -20,7 +23,8 @@ from msgspec import Struct
 
 from gpuworker.stepcost import StepCost
 from kernel.process import Process
-from sdk import Sampling, kv, process
+from sdk import KVFile, Sampling, kv, process
+from sdk.abi.errors import FileNotFound
 from tests.sim.loop import SimLoop, deterministic
 from tests.sim.material import Main
 from tests.sim.plan import Options, Plan
@@ -44,12 +48,26 @@ BASE = msgspec.structs.replace(
 )
 LIMIT_S = 3600.0
 N_FOUND = 16  # tokens that a tool finds
+REST, BURST = 4, 6  # a prober looks every so many periods; its neighbour uses so many documents in each
 
 
 def jain(shares: Sequence[float]) -> float:
     """Jain's index of fairness: 1 when all shares are equal, 1/n when one has all (Jain, Chiu and Hawe, 1984)."""
     squares = sum(x * x for x in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
+
+
+def smirnov(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """The two-sample Kolmogorov-Smirnov statistic, and how likely one as large is if both are drawn alike: the series
+    of Kolmogorov's distribution at the argument of Stephens (1970)."""
+    both = sorted({*a, *b})
+    a, b = sorted(a), sorted(b)
+    d = max(abs(bisect_right(a, x) / len(a) - bisect_right(b, x) / len(b)) for x in both)
+    root = math.sqrt(len(a) * len(b) / (len(a) + len(b)))
+    at = (root + 0.12 + 0.11 / root) * d
+    if at < 0.2:  # where the series is slow, it is 1 for all that can be said
+        return d, 1.0
+    return d, min(1.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * at) ** 2) for k in range(1, 101)))
 
 
 # --- programs ---------------------------------------------------------------------------------------------------
@@ -76,6 +94,43 @@ async def tool_user(seed: int, n_prompt: int, n_tokens: int, n_turns: int, wait_
 def prompt(seed: int, n_tokens: int) -> list[int]:
     dice = random.Random(seed)
     return [dice.randint(97, 122) for _ in range(n_tokens)]
+
+
+async def document(seed: int, n_prompt: int) -> KVFile:
+    """A document that is kept by name; it is computed if it is not there."""
+    try:
+        return await kv.open(f"/doc-{seed}", "r")
+    except FileNotFound:
+        file = await kv.create(f"/doc-{seed}")
+        await file.append(prompt(seed, n_prompt))
+        return file
+
+
+async def prober(n_docs: int, n_prompt: int, n_probes: int, period_s: float) -> list[list[float]]:
+    """Takes the time of its own documents, and of prompts that are the same as somebody else's."""
+    for i in range(n_docs):
+        await (await document(i, n_prompt)).close()
+    found: list[list[float]] = [[], []]
+    for i in range(n_probes):
+        await process.sleep(REST * period_s - await process.now() % period_s)
+        began = await process.now()
+        async with await document(i % n_docs, n_prompt) as doc, await doc.fork() as file:
+            await file.pred([100])
+        found[0].append(await process.now() - began)
+        began = await process.now()
+        async with await kv.create() as file:
+            await file.pred(prompt(1000 + i % n_docs, n_prompt))
+        found[1].append(await process.now() - began)
+    return found
+
+
+async def neighbour(first: int, n_docs: int, n_prompt: int, n_rounds: int, period_s: float) -> None:
+    """Uses documents of its own between the probes, `n_docs` of them in turn."""
+    for i in range(n_rounds):
+        await process.sleep(1.25 * period_s - await process.now() % period_s)
+        for j in range(BURST):
+            async with await document(first + (BURST * i + j) % n_docs, n_prompt) as doc, await doc.fork() as file:
+                await file.pred([100])
 
 
 class Job(Struct):
@@ -264,4 +319,55 @@ def tool_waits(
         seconds=seconds,
         ample_seconds=ample_seconds,
         same_results=[job.result for job in tight] == [job.result for job in ample],
+    )
+
+
+class Isolation(Struct, frozen=True):
+    """What a tenant could learn of another from the time that its own calls take."""
+
+    p_documents: float  # that its own documents come as fast while the other hits its cache as while it misses it
+    p_prompts: float  # likewise its prompts, the same as the other's documents or others
+    n_pages: list[int]  # of its documents that are there at the end, in either case
+    n_pages_all: int  # of all of them
+    n_evicted: int  # files of the other that made room, where it missed
+
+
+def isolation(
+    *, n_docs: int = 4, n_prompt: int = 128, n_probes: int = 80, period_s: float = 0.5, **settings: Any
+) -> Isolation:
+    """Two tenants, equal unless `settings` say otherwise. One keeps documents that take a quarter of the device, and
+    looks at the clock. The other has as many, which are all in its cache; or so many that half of them are not, and
+    that they fill the device. In the first case its documents are those that the prober tries as prompts."""
+    n_tokens = 4 * n_docs * n_prompt
+    n_pages: list[int] = []
+
+    def run(first: int, n_others: int) -> tuple[list[list[float]], World]:
+        args = {"n_docs": n_docs, "n_prompt": n_prompt, "n_probes": n_probes, "period_s": period_s}
+        probe = Job(prober, args, owner="ann")
+        other = {
+            "first": first,
+            "n_docs": n_others,
+            "n_prompt": n_prompt,
+            "n_rounds": REST * n_probes,
+            "period_s": period_s,
+        }
+        plan = msgspec.structs.replace(BASE, weather=Weather(0.0002, 0.0004))
+        jobs = [probe, Job(neighbour, other, owner="bob")]
+        world, _ = perform(jobs, plan, n_tokens=n_tokens, beside=lambda world: count(world, probe), **settings)
+        found: list[list[float]] = msgspec.json.decode(probe.result)
+        return found, world
+
+    async def count(world: World, probe: Job) -> None:
+        await until(lambda: bool(probe.result), LIMIT_S)
+        files = [inode for inode in world.kernel.fs.files.values() if inode.tenant == "ann" and inode.n_links]
+        n_pages.append(sum(len(inode.table) for inode in files))
+
+    hits, _ = run(1000, n_docs)
+    misses, world = run(2000, 8 * n_docs)
+    return Isolation(
+        p_documents=smirnov(hits[0], misses[0])[1],
+        p_prompts=smirnov(hits[1], misses[1])[1],
+        n_pages=n_pages,
+        n_pages_all=n_docs * n_prompt // BASE.page_size,
+        n_evicted=world.kernel.counters.n_evicted_cached,
     )

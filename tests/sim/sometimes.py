@@ -14,6 +14,8 @@ import msgspec
 from gpuworker import wire
 from kernel.jobs import Job
 from kernel.process import Process
+from kvfs.pages import PagePool
+from kvfs.pins import Pin, n_present
 from tests.sim.transport import SimLink
 
 if TYPE_CHECKING:
@@ -28,11 +30,15 @@ EXPECTED = (
     "a file is forked while a call on it has to make room",
     "a kernel says hello again",
     "a late result is dropped",
+    "a pinned file comes back",
+    "a pinned file is unlinked",
     "a program is killed while its batch is in flight",
     "a row is chained",
     "a step is refused",
     "a stranger is told to say hello",
+    "a tenant pins as much as it may",
     "a void batch is refused untried",
+    "a worker refuses to send or to store pages",
     "a worker gives up a silent kernel",
     "a worker is attached under load",
     "a worker is detached while it works",
@@ -47,6 +53,11 @@ EXPECTED = (
     "pages move out beside a step",
     "the result of an old epoch is thrown away",
     "work of an old epoch is dropped",
+    "counted: n_evicted_at_work",
+    "counted: n_evicted_away",
+    "counted: n_evicted_cached",
+    "counted: n_evicted_idle",
+    "counted: n_evicted_unneeded",
     "counted: n_oom_kills",
     "counted: n_pages_dropped",
     "counted: n_pages_in",
@@ -73,6 +84,8 @@ class Observer:
         self._in_flight: dict[SimLink, dict[int, list[int]]] = {}  # batches and their jobs
         self._jobs: dict[Job, None] = {}
         self._n_files = 0
+        self._pins: dict[Pin, tuple[PagePool | None, int]] = {}  # with where it is, and how many pages are there
+        self._n_retried = 0
 
     # --- messages ---
 
@@ -99,6 +112,8 @@ class Observer:
         attached = self._world.kernel.fleet._attached.get(link.address)
         if attached is None or attached.link is not link:
             self._world.complain(f"the kernel hears {type(message).__name__} of an attachment that has ended")
+        if isinstance(message, wire.PagesFailed):
+            self._world.saw("a worker refuses to send or to store pages")
         if isinstance(message, wire.BatchDone | wire.BatchFailed):
             seq = message.head.seq if isinstance(message, wire.BatchDone) else message.seq
             self._in_flight[link].pop(seq, None)
@@ -131,6 +146,29 @@ class Observer:
             self._world.saw("a file is forked while a call on it has to make room")
         self._n_files = n_files
         self._jobs = dict.fromkeys(jobs)
+        self._look_at_pins()
+
+    def _look_at_pins(self) -> None:
+        """Pinned pages stay, unless their device goes or a step is taken back."""
+        fs, now = self._world.kernel.fs, self._world.loop.time()
+        kept = {ino: n for name in fs.pools for ino, n in fs.pinned(name, now).items()}
+        n_retried, before = self._world.kernel.counters.n_retried_batches, self._pins
+        self._pins = {pin: (pin.inode.pool, min(n_present(pin), kept.get(pin.inode.ino, 0))) for pin in fs.pins.pins}
+        if any(
+            pin.is_named and not pin.inode.n_links and pin.until_s > now for pin in before.keys() - self._pins.keys()
+        ):
+            self._world.saw("a pinned file is unlinked")
+        for pin, (pool, n) in self._pins.items():
+            pool_before, n_before = before.get(pin, (pool, 0))
+            if n > n_before and pin in before:
+                self._world.saw("a pinned file comes back")
+            if pool is pool_before and n_retried == self._n_retried and n < min(n_before, pin.n_held):
+                self._world.complain(f"{n_before - n} pinned pages of file #{pin.inode.ino} have left {pool}")
+        self._n_retried = n_retried
+        for pool in fs.pools.values():
+            held, limit = sum(fs.pins.n_pinned(pool, now).values()), fs.pins.limit(pool)
+            if held and held == limit:
+                self._world.saw("a tenant pins as much as it may")
 
     def _cancelled(self, job: Job) -> None:
         if any(job.number in numbers for batches in self._in_flight.values() for numbers in batches.values()):

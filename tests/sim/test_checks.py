@@ -9,6 +9,7 @@ import pytest
 
 from kernel.fleet import Fleet
 from kernel.flight import InFlight
+from kvfs.access import KERNEL
 from kvfs.fs import Kvfs
 from tests.sim import checks
 from tests.sim.loop import SimLoop, deterministic
@@ -60,7 +61,7 @@ def test_a_page_that_nobody_holds_is_found():
 
 def test_what_is_left_behind_is_found():
     async def main(world):
-        file = world.kernel.fs.create(None, owner="tester", now=0.0)
+        file = world.kernel.fs.create(None, who=KERNEL, now=0.0)
         task = asyncio.create_task(asyncio.sleep(5.0))
         found = list(checks.at_rest(world))
         assert any("open_files=1" in line for line in found)

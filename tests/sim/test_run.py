@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from tests.sim import __main__ as cli
-from tests.sim.plan import Options
-from tests.sim.run import simulate
+from tests.sim.plan import Fault, Options, draw
+from tests.sim.run import play, simulate
 
 HOUSE = Path(__file__).resolve().parents[2]
 SEEDS = range(0, 60, 4)
@@ -36,6 +39,19 @@ def test_the_hash_seed_changes_nothing():
     here = digests(SEEDS)
     assert elsewhere("1") == here
     assert elsewhere("2") == here
+
+
+def test_files_survive_workers_that_refuse_to_move_them():
+    seen: Counter[str] = Counter()
+    for seed in range(12):
+        refusals = [Fault(at_s, "balk", seed) for at_s in (0.01, 0.4)]
+        drains = [Fault(0.03 + 0.15 * i, "drain", seed + i) for i in range(4)]
+        plan = draw(seed, Options(faults=(), pages="tight"))
+        report = play(replace(plan, n_workers=2, faults=[*refusals, *drains], ends_s=1.0))
+        assert report.broken == []
+        seen.update(report.sometimes)
+    assert seen["a worker refuses to send or to store pages"] > 5
+    assert seen["counted: n_pages_migrated"] > 0
 
 
 def test_a_story_changes_nothing():

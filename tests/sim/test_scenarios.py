@@ -31,3 +31,28 @@ def test_agents_that_wait_for_tools_are_moved_and_not_computed_again(host_share)
 
 def test_nobody_waits_for_ever_for_pages():
     assert scenarios.exhaustion(range(20)).broken == []
+
+
+def test_smirnov():
+    assert scenarios.smirnov([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == (0.0, 1.0)
+    low, high = [float(i) for i in range(20)], [float(i) for i in range(100, 120)]
+    d, p = scenarios.smirnov(low, high)
+    assert (d, p < 1e-6) == (1.0, True)
+    d, p = scenarios.smirnov(low, [x + 4.5 for x in low])  # of the tables: D = 0.25 and n = 20 each, p = 0.5
+    assert d == pytest.approx(0.25)
+    assert p == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_tenant_cannot_tell_whether_another_hits_its_cache():
+    figures = scenarios.isolation()
+    assert figures.n_evicted > 10, "the other was under pressure, and made room for itself"
+    assert figures.n_pages == [figures.n_pages_all, figures.n_pages_all], "nobody took a page below its share"
+    assert figures.p_documents > 0.05
+    assert figures.p_prompts > 0.05
+
+
+def test_without_protection_a_tenant_would_see_it():
+    """That the test above can fail: by profit alone the neighbour's documents are worth more."""
+    figures = scenarios.isolation(tenant_cache_s=0.0)
+    assert figures.n_pages[0] == figures.n_pages_all > figures.n_pages[1]
+    assert figures.p_documents < 0.01

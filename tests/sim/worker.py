@@ -38,7 +38,9 @@ class Cost(Struct, frozen=True):
     def of(self, work: Work) -> float:
         match work:
             case wire.Batch(head=head):
-                return max(self.steps.of(head.rows), self.page_s * (len(head.moves_out) + len(head.moves_in)))
+                edits_s = self.page_s * len({edit.page for edit in head.edits})
+                moves_s = self.page_s * (len(head.moves_out) + len(head.moves_in))
+                return max(self.steps.of(head.rows) + edits_s, moves_s)
             case wire.Fetch(pages=pages):
                 return self.page_s * len(pages)
             case wire.Store(head=wire.StoreHead(pages=pages)):
@@ -53,6 +55,7 @@ class Refusing:
         self._body = body
         self.n_tokens_max: int | None = None  # in a batch, while memory is short
         self.n_glitches = 0  # so many of the next batches fail, whatever is in them
+        self.n_balks = 0  # so many of the next fetches and stores fail
 
     def info(self) -> Facts:
         return self._body.info()
@@ -61,10 +64,17 @@ class Refusing:
         return self._body.assets()
 
     def fetch(self, pages: Sequence[int]) -> bytes | memoryview:
+        self._balk()
         return self._body.fetch(pages)
 
     def store(self, pages: Sequence[int], contents: bytes | memoryview) -> None:
+        self._balk()
         self._body.store(pages, contents)
+
+    def _balk(self) -> None:
+        if self.n_balks:
+            self.n_balks -= 1
+            raise StepError(Errno.EIO, "no pages today")
 
     def run(self, batch: wire.Batch) -> wire.BatchDone:
         n_tokens = max(len(batch.tokens), len(batch.head.rows))

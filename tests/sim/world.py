@@ -24,12 +24,25 @@ import msgspec
 
 from gpuworker import wire
 from gpuworker.null import NullBackend
-from kernel import dispatch, stepper, sys_file, sys_ipc, sys_model, sys_process  # noqa: F401
+from kernel import (  # noqa: F401
+    dispatch,
+    stepper,
+    sys_advice,
+    sys_edit,
+    sys_file,
+    sys_ipc,
+    sys_lock,
+    sys_model,
+    sys_process,
+    sys_rights,
+    sys_sync,
+)
 from kernel.client import Client
 from kernel.config import Config
 from kernel.core import AttachError, Kernel
 from kernel.loader import Program
 from kernel.process import Process
+from kvfs.access import KERNEL
 from tests.sim.loop import SimLoop
 from tests.sim.material import KINDS, Main
 from tests.sim.plan import VOCAB_SIZE, Plan, Start
@@ -189,6 +202,7 @@ class World:
             "worker_suspect_s": plan.suspect_s,
             "worker_silence_s": plan.silence_s,
             "preemption_mode": plan.preemption_mode,
+            "max_pinned_share": plan.max_pinned_share,
             "scheduling_policy": plan.scheduling_policy,
             "pass_budget_ms": plan.pass_budget_ms,
             "max_num_seqs": plan.max_rows,
@@ -263,6 +277,12 @@ class World:
             frames = traceback.extract_tb(error.__traceback__)[:-5:-1]
             where = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
             self.complain(f"{error!r} at {where}")
+
+    def remove_names(self) -> None:
+        """All names that programs have left, and the directories made for them."""
+        fs = self.kernel.fs
+        for path, _ in reversed(list(fs.names.walk(fs.names.root))):
+            fs.unlink(path, who=KERNEL, now=self.loop.time())
 
     # --- programs ---
 

@@ -62,6 +62,34 @@ STEPS = {
         File(3 * size + 9, 1, parent=1, shared=3),
         File(3 * size, 1, parent=0, shared=3),
     ],
+    "sinks and a window": lambda size: [
+        File(10 * size + n, m, visible=((0, 4), (-20, None))) for n in (0, 3, size - 1) for m in (1, 3, 8, 9, 40)
+    ],
+    "runs that move and runs that do not": lambda size: [
+        File(3 * size + 5, n, visible=runs)
+        for n in (1, 5, 30)
+        for runs in (
+            ((-1, None),),  # itself alone
+            ((5, 9), (size, 2 * size)),
+            ((0, -5),),
+            ((-30, -20), (-3, -1), (7, 8)),
+            ((1000, None), (0, 3)),
+            ((-1000, 2),),
+        )
+    ],
+    "a long prompt behind a window": lambda size: [File(700, 300, visible=((0, 4), (-64, None))), File(50, 1)],
+    "masked and plain rows in turn": lambda size: [
+        File(60, 1, visible=((-7, None),)),
+        File(40, 30),
+        File(33, 20, visible=((0, 2), (-9, None))),
+        File(90, 1),
+        File(0, 12, visible=((-4, None),)),
+    ],
+    "forks of which some see less": lambda size: [
+        File(3 * size + 5, 1),
+        File(3 * size + 9, 1, parent=0, shared=3, visible=((0, 2), (-12, None))),
+        File(2 * size + 7, 12, parent=0, shared=2, visible=((3, size + 1),)),
+    ],
     "many rows": lambda size: [File((17 * n) % 100, 1) for n in range(40)],
 }
 
@@ -88,10 +116,13 @@ def test_a_prefix_that_many_forks_share(body):
     pages = 512 // shape.page_size
     forks = [File(512 + 5 * n, 1 + n % 3, parent=0, shared=pages) for n in range(1, 16)]
     unwritten = 0.0 if backend.caps.needs_finite_pool else float("nan")
+    forks.insert(3, File(515, 2, parent=0, shared=pages, visible=((0, 5), (-40, None))))
     World([File(530, 1), File(90, 1), *forks, File(10, 20)], shape, unwritten=unwritten).check(backend)
 
 
-@pytest.mark.parametrize("step", ["mixed, prefill between decodes", "forks", "prompt longer than a piece"])
+@pytest.mark.parametrize(
+    "step", ["mixed, prefill between decodes", "forks", "prompt longer than a piece", "masked and plain rows in turn"]
+)
 def test_nan_in_unwritten_slots_does_not_leak(body, step):
     backend, shape = body
     world = World(STEPS[step](shape.page_size), shape, unwritten=float("nan"))
@@ -124,15 +155,20 @@ def test_impossible_rows_are_refused(body, row, says):
     assert "\n" not in str(caught.value)
 
 
+INDEX = st.one_of(st.integers(-12, 12), st.integers(-80, 80))
+RUNS = st.lists(st.tuples(INDEX, st.one_of(st.none(), INDEX)), min_size=1, max_size=5).map(tuple)
+
+
 @st.composite
 def files(draw, size):
-    """Up to six files of up to four pages, each perhaps a fork of an earlier one."""
+    """Up to six files of up to four pages, each perhaps a fork of an earlier one, and perhaps with runs."""
     made: list[File] = []
     for _ in range(draw(st.integers(1, 6))):
         parent = draw(st.integers(0, len(made) - 1)) if made else 0
         shared = draw(st.integers(0, made[parent].n_before // size)) if made else 0
         n_new = draw(st.one_of(st.just(1), st.integers(1, 40)))
-        made.append(File(shared * size + draw(st.integers(0, 2 * size)), n_new, parent, shared))
+        n_before = shared * size + draw(st.integers(0, 2 * size))
+        made.append(File(n_before, n_new, parent, shared, draw(st.one_of(st.none(), RUNS))))
     return made
 
 

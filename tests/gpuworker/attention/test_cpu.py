@@ -29,6 +29,29 @@ def test_a_row_reads_the_same_to_the_bit_in_any_step(dtype):
 
 
 @DTYPES
+def test_without_groups_forks_of_a_long_prompt_read_the_same_to_the_bit(dtype):
+    files = [File(1000, 1), *(File(1000 + n, 1, parent=0, shared=62) for n in range(1, 12))]
+    world, backend = World(files, Shape(dtype=dtype)), CpuBackend(group_prefixes=False)
+    outs = world.run(backend)
+    for i, row in enumerate(world.rows):
+        with torch.inference_mode():
+            meta = backend.plan([row], world.pool)
+            k, v = (world.new_kv(0, side)[i : i + 1] for side in (0, 1))
+            assert torch.equal(
+                backend.attend(0, world.queries[0, i : i + 1], k, v, meta, world.pool), outs[0][i : i + 1]
+            )
+
+
+@pytest.mark.parametrize("n_new", [1, 8, 40, 300])
+def test_what_nobody_sees_is_never_read(n_new):
+    """Its pages may hold anything: so a window over a long file costs like a short file."""
+    world = World([File(2000, n_new, visible=((0, 4), (-100, None)))], Shape(), seed=3)
+    (row,) = world.rows
+    world.pool.kv[list(row.pages[1 : (2000 - 100) // 16])] = float("nan")
+    world.check(CpuBackend())
+
+
+@DTYPES
 def test_page_order_does_not_matter(dtype):
     files = [File(100, 1), File(20, 3), File(50, 20)]
     shuffled, contiguous = (World(files, Shape(dtype=dtype), shuffled=shuffled) for shuffled in (True, False))

@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuworker.attention.backend import RowSpec
+from gpuworker.attention.cpu import CpuBackend
 from gpuworker.attention.cpu_prefix import MIN_MEMBERS, MIN_SHARED, MIN_WORK, SharedPrefix, group_by_prefix
 from tests.gpuworker.attention.world import File, Shape, World
 
@@ -39,9 +40,63 @@ def test_two_prompts_are_two_groups():
 def test_a_pass_of_its_own_must_be_worth_it():
     assert not group_by_prefix([fork(MIN_SHARED // SIZE - 1, 1, n) for n in range(100)], SIZE)
     assert not group_by_prefix([fork(MIN_WORK // SIZE, 1, n) for n in range(MIN_MEMBERS - 1)], SIZE)
-    assert not group_by_prefix([fork(32, 1, n) for n in range(15)], SIZE)
-    assert group_by_prefix([fork(32, 1, n) for n in range(16)], SIZE)
-    assert group_by_prefix([fork(32, 1, n, n_new=2) for n in range(8)], SIZE)
+    n = MIN_WORK // (32 * SIZE)
+    assert not group_by_prefix([fork(32, 1, i) for i in range(n - 1)], SIZE)
+    assert group_by_prefix([fork(32, 1, i) for i in range(n)], SIZE)
+    assert group_by_prefix([fork(32, 1, i, n_new=2) for i in range(n // 2)], SIZE)
+
+
+def branches(*sizes: int, trunk: int = 20, branch: int = 60) -> list[RowSpec]:
+    """Rows whose prompts begin with the same `trunk` pages; each run of rows shares `branch` more."""
+    rows = []
+    for b, size in enumerate(sizes):
+        shared = [*range(trunk), *range(1000 * (b + 1), 1000 * (b + 1) + branch)]
+        for _ in range(size):
+            pages = [*shared, 100_000 + len(rows)]
+            rows.append(RowSpec(pages, len(pages) * SIZE - 1, 1))
+    return rows
+
+
+def test_one_stranger_on_the_trunk_does_not_spoil_a_branch():
+    (group,) = group_by_prefix(branches(1, 16), SIZE)
+    assert (group.members, len(group.pages)) == (list(range(1, 17)), 80)
+
+
+def test_branches_are_groups_of_their_own_where_that_spares_more():
+    assert [len(group.pages) for group in group_by_prefix(branches(16, 16), SIZE)] == [80, 80]
+    (group,) = group_by_prefix(branches(*[3] * 12), SIZE)  # too few on each branch
+    assert (len(group.members), len(group.pages)) == (36, 20)
+
+
+def test_a_chain_of_forks_ends():
+    """Each row branches off a page later than the one before: the search is bounded."""
+    rows = []
+    for n in range(300):
+        pages = [*range(20 + n), 10_000 + n, 20_000 + n]
+        rows.append(RowSpec(pages, len(pages) * SIZE - 1, 1))
+    groups = group_by_prefix(rows, SIZE)
+    assert groups
+    members = [member for group in groups for member in group.members]
+    assert len(set(members)) == len(members)
+
+
+def test_rows_that_see_less_are_in_no_group():
+    rows = [fork(60, 1, n) for n in range(16)]
+    rows[3] = RowSpec(rows[3].pages, rows[3].n_before, 1, [(-5, None)])
+    (group,) = group_by_prefix(rows, SIZE)
+    assert group.members == [n for n in range(16) if n != 3]
+
+
+def test_a_group_moves_no_result_by_more_than_rounding():
+    files = [File(1000, 1), *(File(1000 + n, 1, parent=0, shared=62) for n in range(1, 12))]
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 8e-3)):  # bf16: the last bit of the output
+        grouped, apart = (
+            World(files, Shape(q_heads=6, dtype=dtype), seed=5).run(CpuBackend(group_prefixes=flag))
+            for flag in (True, False)
+        )
+        assert not all(torch.equal(one, other) for one, other in zip(grouped, apart, strict=True))
+        for one, other in zip(grouped, apart, strict=True):
+            torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
 @given(

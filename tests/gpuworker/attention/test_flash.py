@@ -39,7 +39,7 @@ def test_decode_steps_take_the_function_that_splits_keys(files, called):
 def test_short_tables_are_padded_with_a_page_that_cannot_be_read():
     world = World([File(600, 1), File(5, 1)], SHAPE)
     meta = FlashAttnBackend(fake_flash).plan(world.rows, world.pool)
-    assert meta.block_table.tolist() == [list(world.rows[0].pages), [world.rows[1].pages[0], -1, -1]]
+    assert meta.rows.block_table.tolist() == [list(world.rows[0].pages), [world.rows[1].pages[0], -1, -1]]
 
 
 def test_the_package_is_found_by_its_submodule(monkeypatch):

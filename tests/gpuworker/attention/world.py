@@ -18,12 +18,14 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 @dataclass(frozen=True)
 class File:
-    """One row of the step. A fork shares the first `shared` pages of an earlier file, given by its number."""
+    """One row of the step. A fork shares the first `shared` pages of an earlier file, given by its number. `visible`:
+    what its new tokens see, None for everything."""
 
     n_before: int
     n_new: int
     parent: int = 0
     shared: int = 0
+    visible: tuple[tuple[int, int | None], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class Shape:
     kv_heads: int = 2
     head_dim: int = 64
     dtype: torch.dtype = torch.float32
+
+
+def seen(row: RowSpec) -> list[list[bool]]:
+    """Whether each new token reads each of the row's tokens, by the definition: Python's own slices."""
+    found = []
+    for n in range(row.n_before + 1, row.n_total + 1):
+        mine = {n - 1}.union(*(range(n)[start:stop] for start, stop in row.visible or [(0, None)]))
+        found.append([at in mine for at in range(row.n_total)])
+    return found
 
 
 class World:
@@ -58,7 +69,7 @@ class World:
             pages += [free.pop() for _ in range(count - len(pages))]
             for at in range(file.n_before):
                 self.pool.kv[pages[at // size], :, :, at % size] = mine[:, :, at]
-            self.rows.append(RowSpec(pages, file.n_before, file.n_new))
+            self.rows.append(RowSpec(pages, file.n_before, file.n_new, file.visible or ()))
             self.histories.append(mine)
         self.queries = self._normal(LAYERS, sum(f.n_new for f in files), shape.q_heads, dim)
 
@@ -77,8 +88,7 @@ class World:
             q = self.queries[layer, first : first + row.n_new].double()
             k, v = history[layer].double().repeat_interleave(self.shape.q_heads // self.shape.kv_heads, dim=2)
             scores = torch.einsum("qhd,khd->hqk", q, k) * self.shape.head_dim**-0.5
-            later = torch.arange(row.n_total) > torch.arange(row.n_before, row.n_total)[:, None]
-            weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+            weights = scores.masked_fill(~torch.tensor(seen(row)), -torch.inf).softmax(-1)
             out.append(torch.einsum("hqk,khd->qhd", weights, v))
             first += row.n_new
         return torch.cat(out)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -178,44 +177,6 @@ async def test_a_line_that_nobody_waits_for(house, local, waiter) -> None:
         with pytest.raises(Exception, match="does not wait for input now"):
             await local.input(event.pid, "x")
         break
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def a_file(house, path: str):
-    """A KV file of twenty tokens at this path."""
-
-    async def main(path: str):
-        from sdk import kv
-
-        await kv.mkdir("/docs")
-        async with await kv.create() as f:
-            await f.append([1] * 20)
-            await (await f.fork(path)).close()
-
-    await house.value(main, path=path)
-    yield
-    with pytest.raises(Exception, match="ENOENT"):
-        house.kernel.fs.stat(path)
-
-
-async def test_files(admin, house) -> None:
-    async with a_file(house, "/docs/a"):
-        (top,) = (await admin.get("/fs/ls")).json()
-        assert (top["name"], top["kind"]) == ("docs", "directory")
-        (entry,) = (await admin.get("/fs/ls", params={"path": "/docs"})).json()
-        assert (entry["name"], entry["n_tokens"], entry["n_pages"], entry["owner"]) == ("a", 20, 2, "tester")
-        (itself,) = (await admin.get("/fs/ls", params={"path": "/docs/a"})).json()
-        assert itself == entry | {"name": "/docs/a"}
-        stat = (await admin.get("/fs/stat", params={"path": "/docs/a"})).json()
-        assert {"name": "a"} | stat == entry
-        assert (await admin.post("/fs/rm", json={"path": "/docs"})).json()["error"]["code"] == "ENOTEMPTY"
-        assert (await admin.post("/fs/rm", json={"path": "/docs/a"})).status_code == 200
-    response = await admin.post("/fs/rm", json={"path": "/docs/a"})
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "ENOENT")
-    assert (await admin.get("/fs/stat", params={"path": "/nix"})).status_code == 400
 
 
 # --- workers ----------------------------------------------------------------------------------------------------

@@ -75,7 +75,12 @@ async def test_a_completion(public, kernel) -> None:
     (choice,) = body["choices"]
     assert choice["finish_reason"] == "length"
     n_prompt = len(kernel.language.encode(PROMPT["prompt"]))
-    assert body["usage"] == {"prompt_tokens": n_prompt, "completion_tokens": 8, "total_tokens": n_prompt + 8}
+    assert body["usage"] == {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": 8,
+        "total_tokens": n_prompt + 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert not kernel.processes
 
 

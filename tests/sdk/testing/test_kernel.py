@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sdk import DeviceLost, Errno, InvalidArgument, TooLong, kv, rusage, spawn
+from sdk import DeviceLost, Errno, InvalidArgument, TooLong, kv, process, rusage, spawn
 from sdk.abi import calls
 from sdk.abi.errors import NotSupported, SyscallError
 from sdk.abi.table import TABLE
@@ -23,7 +23,7 @@ async def double(n: int, deep: int = 0) -> int:
 
 
 def test_there_is_a_method_for_every_call() -> None:
-    methods = {name.removeprefix("sys_") for name in vars(Process) if name.startswith("sys_")}
+    methods = {name.removeprefix("sys_") for name in dir(Process) if name.startswith("sys_")}
     assert methods == {entry.name for entry in TABLE.values()}
 
 
@@ -120,3 +120,31 @@ async def test_handles_of_one_process_mean_nothing_to_another() -> None:
     async with FakeKernel(programs={"peek": peek}), await kv.prompt("secret") as file:
         child = await spawn("peek", fd=file.fd)
         assert (await child.wait()).result == b'"EBADF"'
+
+
+async def test_pins_are_granted_and_end_as_they_should() -> None:
+    async def main() -> list[tuple[int, float | None]]:
+        seen = []
+
+        async def look() -> None:
+            stat = await kv.stat("/a")
+            seen.append((stat.n_pinned_pages, stat.pinned_until_s))
+
+        file = await kv.prompt("twenty characters...", "/a")
+        await file.pin()
+        await look()
+        await file.unpin()
+        await look()
+        done = await file.pin(5.0)
+        assert (done.n_pages, done.outcome) == (2, "accepted")
+        await file.close()
+        await look()
+        await process.sleep(6.0)
+        await look()
+        assert (await (await kv.open("/a")).willneed()).outcome == "accepted"
+        return seen
+
+    (first, second, third, last) = await run_lip(main)
+    assert (first, second, last) == ((2, None), (0, None), (0, None))
+    assert third[0] == 2
+    assert third[1] is not None
