@@ -24,6 +24,7 @@ from kernel.generate import GenerateJob
 from kernel.language import Language
 from kernel.memory import Memory
 from kernel.pacing import firing
+from kvfs.access import KERNEL
 from kvfs.fs import Kvfs
 from perf.harness import Failed, Findings
 from perf.inside import Inside, Main, inside
@@ -109,7 +110,7 @@ def generating(n_rows: int, n_tokens: int) -> Batcher:
         max_rows=n_rows,
         max_tokens=2048,
         vocab_size=VOCAB,
-        memory=Memory(fs, "perf", costs, counters, lambda pid: None, mode="auto"),
+        memory=Memory(fs, "perf", costs, counters, lambda pid: None, mode="auto", shares={}, hold_s=600.0),
         costs=costs,
         firing=firing("eager", 1, 1.0),
         order=lambda jobs, now: jobs,
@@ -117,7 +118,7 @@ def generating(n_rows: int, n_tokens: int) -> Batcher:
     )
     language = Language(nulltext.assets(VOCAB))
     for _ in range(n_rows):
-        file = fs.create(None, owner="perf", now=0.0, device="perf")
+        file = fs.create(None, who=KERNEL, now=0.0, device="perf")
         job = GenerateJob(
             file,
             [TOKEN] * 16,
