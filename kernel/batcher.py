@@ -238,7 +238,9 @@ class Batcher:
                 continue
             if sent is None:
                 continue
-            n_bytes = sum(ask.logits for ask in sent.step.asks) * self._row_bytes if sent.step is not None else 0
+            n_bytes = 0
+            if job.host_decides and sent.step is not None:  # nobody else asks for logits
+                n_bytes = sum(ask.logits for ask in sent.step.asks) * self._row_bytes
             if n_bytes:
                 if batch.rows and logits_bytes + n_bytes > LOGITS_BYTES_MAX:
                     self._take_back(job)
@@ -274,11 +276,7 @@ class Batcher:
         """The worker computed a batch. Raises WorkerFault when the answer is not to the oldest in flight."""
         batch = self._oldest(answer.head.seq)
         head = answer.head
-        if len(head.rows) != len(batch.rows) or any(
-            row.job != (s.job.number if s.job is not None else 0)
-            or len(row.answers) != (len(s.step.asks) if s.step is not None else 0)
-            for row, s in zip(head.rows, batch.rows, strict=True)
-        ):
+        if not batch.is_answered_by(head.rows):
             raise WorkerFault("the worker answered other rows than it was sent")
         self._settle_moves(batch, now, head.move_s)
         self._next_runs(now)

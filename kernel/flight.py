@@ -5,8 +5,9 @@ Made, sent and settled by `kernel/batcher.py`. Never add here what goes into a b
 
 import math
 from array import array
+from collections.abc import Sequence
 
-from gpuworker.wire import Batch, BatchHead, Edit, Row
+from gpuworker.wire import Batch, BatchHead, Edit, Row, RowDone
 from kernel.jobs import Sent
 from kvfs.editing import EditLease
 from kvfs.moves import Move, MoveKind
@@ -25,6 +26,18 @@ class InFlight:
         self.started = math.inf  # when the worker began with it, as far as is known here
         self.has_edits = False  # then its time says little of others
         self.dead = False  # taken back: the worker will refuse it, since one before it has failed
+
+    def is_answered_by(self, rows: Sequence[RowDone]) -> bool:
+        """Whether these are the rows that were sent, with as many answers as were asked for."""
+        if len(rows) != len(self.rows):
+            return False
+        for row, sent in zip(rows, self.rows, strict=True):
+            job, step = sent.job, sent.step
+            if row.job != (job.number if job is not None else 0):
+                return False
+            if len(row.answers) != (len(step.asks) if step is not None else 0):
+                return False
+        return True
 
     def encode(self, n_failed: int) -> Batch:
         """As the wire has it. `n_failed`: refusals heard of so far."""
@@ -48,9 +61,8 @@ class InFlight:
             if step.history:
                 history.extend(step.history)
             assert sent.job is not None
-            visible = list(step.visible) if lease.masked else []
-            row = Row(sent.job.number, lease.n_before, lease.n_new, len(lease.pages), step.asks, step.chained, visible)
-            rows.append(row)
+            row = (sent.job.number, lease.n_before, lease.n_new, len(lease.pages), step.asks, step.chained)
+            rows.append(Row(*row, list(step.visible)) if lease.masked else Row(*row))
         out = [pair for m in self.moves if m.kind is MoveKind.OUT for pair in m.pairs]
         back = [pair for m in self.moves if m.kind is MoveKind.IN for pair in m.pairs]
         head = BatchHead(self.seq, copies, rows, n_failed, out, back, edits)

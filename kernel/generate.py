@@ -167,8 +167,8 @@ class GenerateJob(Job):
 
     def _sampling(self) -> Sampling:
         """Before `min_tokens` a stop token may not be drawn at all."""
-        sampling = self.decoding.sampling
-        if len(self.tokens) + self._n_draws >= self.decoding.min_tokens or not self._stops:
+        sampling, n_min = self.decoding.sampling, self.decoding.min_tokens
+        if not n_min or len(self.tokens) + self._n_draws >= n_min or not self._stops:
             return sampling
         bias = dict(sampling.logit_bias) | dict.fromkeys(self._stops, FORBIDDEN)
         return Sampling(**{f: getattr(sampling, f) for f in Sampling.__struct_fields__} | {"logit_bias": bias})
