@@ -9,9 +9,8 @@ with moves, oldest want first:
 2. Then an older program takes the pages of a younger one, whose calls pause; never the reverse. So the oldest
    always gets on, and no two wait for each other (wound-wait: Rosenkrantz et al., 1978).
 3. Whatever leaves is moved to main memory, or dropped and computed again later where that is cheaper or main
-   memory is full; an edited file only where nothing else can be, since computing it again gives something else
-   (docs/adr/0018-editing.md). With `--preemption-mode swap` nothing is dropped: when main memory is full the OOM
-   killer ends the youngest program that holds pages, and says why.
+   memory is full; an edited file only where nothing else can be (ADR 18). With `--preemption-mode swap` nothing is
+   dropped: when main memory is full the OOM killer ends the youngest program that holds pages, and says why.
 4. A file that could not have its pages even on an empty worker fails with ENOSPC.
 
 While an older want is open, younger jobs get only what it leaves free. Files that left come back when their job is
@@ -230,6 +229,8 @@ class Memory:
                     holder.account.n_swapped_tokens += n_tokens
 
     def _comes_in(self, job: Job, now: float, relief: Relief) -> bool:
+        if not self._fs.n_host_pages(job.claim or job.file):  # room for an older want was made there, just now
+            return True
         try:
             relief.moves.append(self._fs.swap_in(job.claim or job.file, now))
         except NoSpace:
