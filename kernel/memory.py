@@ -352,8 +352,8 @@ class Memory:
         host, need = self._pool.host, self._reclaimable(victims, scene)
         if host.n_free >= need or not host.n_pages:
             return
-        going = set(inos(victims))
-        there = [f._replace(n_pages=f.n_host_pages) for f in facts if f.ino not in going]
+        stays = {*inos(victims), *scene.pinned}  # the latter have pages on the device, and would lose them too
+        there = [f._replace(n_pages=f.n_host_pages) for f in facts if f.ino not in stays]
         scene = scene._replace(
             n_pages=host.n_pages, pinned={}, n_cached=lambda inos: self._fs.n_distinct(inos, in_host=True)
         )
@@ -361,7 +361,7 @@ class Memory:
         for v in eviction.order(there, scene):
             if host.n_free >= need or v.standing > Standing.CACHED or (v.standing, v.profit) >= worth:
                 return
-            if not v.n_kept and (not v.facts.edited or v.facts.n_durable >= v.facts.n_kv):
+            if not v.facts.edited or v.facts.n_durable >= v.facts.n_kv:
                 self._counters.n_pages_dropped += self._fs.drop([v.facts.ino], scene.now)
 
     def _but_edited(

@@ -149,7 +149,8 @@ class Observer:
         self._look_at_pins()
 
     def _look_at_pins(self) -> None:
-        """Pinned pages stay, unless their device goes or a step is taken back."""
+        """Pinned pages stay, unless their device goes, a step is taken back, or more is pinned than may be: then older
+        pins, whose files have come from elsewhere, go first."""
         fs, now = self._world.kernel.fs, self._world.loop.time()
         kept = {ino: n for name in fs.pools for ino, n in fs.pinned(name, now).items()}
         n_retried, before = self._world.kernel.counters.n_retried_batches, self._pins
@@ -162,7 +163,9 @@ class Observer:
             pool_before, n_before = before.get(pin, (pool, 0))
             if n > n_before and pin in before:
                 self._world.saw("a pinned file comes back")
-            if pool is pool_before and n_retried == self._n_retried and n < min(n_before, pin.n_held):
+            has_room = pool is not None and sum(fs.pins.n_pinned(pool, now).values()) <= fs.pins.limit(pool)
+            same = pool is pool_before and n_retried == self._n_retried
+            if same and has_room and n < min(n_before, pin.n_held):
                 self._world.complain(f"{n_before - n} pinned pages of file #{pin.inode.ino} have left {pool}")
         self._n_retried = n_retried
         for pool in fs.pools.values():
