@@ -22,6 +22,7 @@ Main memory that is full is made room in the same way: what nobody has open is d
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from kernel import eviction
@@ -261,7 +262,8 @@ class Memory:
         victims = self._useful([v for v in wanted if not v.facts.n_leases], scene)
         if victims:
             self._evict(victims, facts, scene, relief)
-        elif idle and not relief.moves and not any(j.preempted and j.sent for j in jobs):
+        waits = relief.moves or self._fs.is_receiving(self.device) or any(j.preempted and j.sent for j in jobs)
+        if idle and not victims and not waits:
             self._give_up(want, facts, scene, relief)
 
     def _scene(self, tenant: str, now: float, busy: set[int]) -> Scene:
@@ -354,9 +356,7 @@ class Memory:
             return
         stays = {*inos(victims), *scene.pinned}  # the latter have pages on the device, and would lose them too
         there = [f._replace(n_pages=f.n_host_pages) for f in facts if f.ino not in stays]
-        scene = scene._replace(
-            n_pages=host.n_pages, pinned={}, n_cached=lambda inos: self._fs.n_distinct(inos, in_host=True)
-        )
+        scene = scene._replace(n_pages=host.n_pages, pinned={}, n_cached=partial(self._fs.n_distinct, in_host=True))
         worth = max((v.standing, v.profit) for v in victims)
         for v in eviction.order(there, scene):
             if host.n_free >= need or v.standing > Standing.CACHED or (v.standing, v.profit) >= worth:

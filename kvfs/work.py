@@ -264,6 +264,10 @@ class Work(Base):
         or a move has a file, it has pages in host memory, or they are not all on one other device."""
         return self._begin(tiers.migrate(self._inodes(inos), self._pool(device)), f"migrate to {device}", now)
 
+    def is_receiving(self, device: str) -> bool:
+        """Whether pages of it wait for contents that come from elsewhere: then some of its room is not lost."""
+        return any(t.pool_to.name == device and t.pool_from is not t.pool_to for t in self.transfers)
+
     def commit_migration(self, migration: Migration, now: float) -> None:
         """The contents are there: the files are on the other device. Once (KernelPanic)."""
         moves.commit(migration, now)

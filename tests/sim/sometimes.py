@@ -154,7 +154,15 @@ class Observer:
         fs, now = self._world.kernel.fs, self._world.loop.time()
         kept = {ino: n for name in fs.pools for ino, n in fs.pinned(name, now).items()}
         n_retried, before = self._world.kernel.counters.n_retried_batches, self._pins
-        self._pins = {pin: (pin.inode.pool, min(n_present(pin), kept.get(pin.inode.ino, 0))) for pin in fs.pins.pins}
+        self._pins = {
+            pin: (
+                pin.inode.pool,
+                before.get(pin, (None, 0))[1]  # those of a file that was on its way when it was pinned may go on
+                if pin.inode.moving
+                else min(n_present(pin), kept.get(pin.inode.ino, 0)),
+            )
+            for pin in fs.pins.pins
+        }
         if any(
             pin.is_named and not pin.inode.n_links and pin.until_s > now for pin in before.keys() - self._pins.keys()
         ):
