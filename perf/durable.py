@@ -14,7 +14,6 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 from array import array
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from kvfs.store.store import Store
 from kvfs.store.tree import ROOT, Attributes, SetFile, SetName
 from perf.harness import Failed, Findings
 from perf.machine import HOUSE
-from perf.start import KERNEL, READY
+from perf.start import KERNEL, kernel
 from sdk.launch import environment
 
 LEAST_GAIN = 10.0  # times as fast to the first token, where the document is on disk
@@ -155,20 +154,4 @@ def fill(directory: Path, n: int) -> None:
 
 def start(kv_dir: Path, directory: Path) -> float:
     """Seconds until `python -m kernel` without a worker listens."""
-    options = ["--no-local-worker", "--no-supervisor", "--port=0", "--socket", str(directory / "k.sock")]
-    command = [*KERNEL, *options, "--kv-dir", str(kv_dir)]
-    began = time.perf_counter()
-    child = subprocess.Popen(
-        command, cwd=HOUSE, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert child.stderr is not None
-    with child.stderr:
-        said = next((line for line in child.stderr if READY in line), None)
-        taken = time.perf_counter() - began
-        child.terminate()
-        child.stderr.read()
-    child.wait()
-    if said is None:
-        raise Failed(f"the kernel did not start; it ended with status {child.returncode}")
-    return taken
+    return kernel(directory, "--no-local-worker", "--no-supervisor", "--kv-dir", str(kv_dir))

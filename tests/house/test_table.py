@@ -1,17 +1,7 @@
 """The table of system calls is whole: documented, handled, and never renumbered."""
 
-from kernel import (  # noqa: F401
-    dispatch,
-    sys_advice,
-    sys_edit,
-    sys_file,
-    sys_ipc,
-    sys_lock,
-    sys_model,
-    sys_process,
-    sys_rights,
-    sys_sync,
-)
+from kernel import dispatch
+from kernel.boot import SYSTEM_CALLS  # noqa: F401  (imports the handlers)
 from sdk.abi.table import TABLE, by_name, fields_of
 
 # A number belongs to its name for ever: programs may be older than the kernel.

@@ -17,19 +17,8 @@ import pytest
 
 from gpuworker.null import NullBackend
 from gpuworker.serve import Server
-from kernel import (  # noqa: F401
-    dispatch,
-    stepper,
-    sys_advice,
-    sys_edit,
-    sys_file,
-    sys_ipc,
-    sys_lock,
-    sys_model,
-    sys_process,
-    sys_rights,
-    sys_sync,
-)
+from kernel import dispatch, stepper
+from kernel.boot import SYSTEM_CALLS  # noqa: F401  (imports the handlers)
 from kernel.client import Client
 from kernel.config import Config
 from kernel.core import Kernel

@@ -24,19 +24,8 @@ import msgspec
 
 from gpuworker import wire
 from gpuworker.null import NullBackend
-from kernel import (  # noqa: F401
-    dispatch,
-    stepper,
-    sys_advice,
-    sys_edit,
-    sys_file,
-    sys_ipc,
-    sys_lock,
-    sys_model,
-    sys_process,
-    sys_rights,
-    sys_sync,
-)
+from kernel import dispatch, stepper
+from kernel.boot import SYSTEM_CALLS  # noqa: F401  (imports the handlers)
 from kernel.client import Client
 from kernel.config import Config
 from kernel.core import AttachError, Kernel
