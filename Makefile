@@ -69,8 +69,8 @@ chaos-model: $(READY)  ## the same with the default model in fp32: 20 kills
 model: $(READY)  ## a million operations on KV files against a plain model of them
 	@KVFS_OPERATIONS=1000000 $(BIN)/python -m pytest -q --timeout 7200 tests/kvfs/test_model.py
 
-chaos-store: $(READY)  ## kill -9 while files are saved: 950 times the store alone, 50 times a whole kernel
-	@$(BIN)/python -m tests.chaos.store --kills 950 --kernels 50
+chaos-store: $(READY)  ## kill -9 while files are saved: 1,000 times the store alone, 1,000 times a whole kernel (20 minutes)
+	@$(BIN)/python -m tests.chaos.store --kills 1000 --kernels 1000
 
 crashes: $(READY)  ## durable files on a disk that loses what was not synced: all crash points of 200 workloads
 	@$(BIN)/python -m tests.kvfs.store.crashes --workloads 200 --operations 20

@@ -122,21 +122,26 @@ def keep_files(kernel: Kernel) -> None:
         return
     n_bytes = None if config.kv_dir_size is None else int(config.kv_dir_size * 2**30)
     try:
-        disk = RealDisk(config.kv_dir)
+        disk = RealDisk(config.kv_dir, own_pid(config))
         store = Store(disk, n_bytes)
     except DirectoryInUse as e:
         raise BootError(str(e)) from None
     except OSError as e:
-        raise BootError(f"--kv-dir {config.kv_dir} cannot be used: {e}") from None
+        raise BootError(f"--kv-dir {config.kv_dir} cannot be used: {e.strerror or e}") from None
     found = store.recovered
-    if found.n_damaged:
-        log.error("the journal in %s is damaged; %d files were kept as lost-*.kv", config.kv_dir, found.n_lost)
+    if found.n_lost:
+        text = (
+            "the journal in %s is not whole: %d files without a name are kept as lost-*.kv; `lip cp` brings them back"
+        )
+        log.error(text, config.kv_dir, found.n_lost)
+    elif found.n_damaged:
+        log.error("the journal in %s is damaged: some changes of names are lost", config.kv_dir)
     elif found.n_torn or found.n_removed:
         log.info("%s: dropped %d bytes and %d files never acknowledged", config.kv_dir, found.n_torn, found.n_removed)
     wall_s = time.time() - kernel.now()  # noqa: TID251  (what is on disk must mean something to the next kernel)
     kernel.durable = Durable(kernel.fleet, disk, store, Ledger(kernel.fs, store.tree, wall_s), kernel.panic)
     loading = Loading(kernel.fleet, kernel.durable, repairs=config.kv_repair == "recompute")
-    kernel.fleet.bring = loading.bring
+    kernel.fleet.bring, kernel.advisor.fetch = loading.bring, loading.fetch
 
 
 async def attach_workers(kernel: Kernel, directory: RunDirectory, say: Say) -> None:
@@ -187,7 +192,7 @@ async def serve(config: Config, say: Say) -> int:
             if config.beat_fd is not None:
                 heart.start(config.beat_fd, kernel.loop)
             if config.parent is None or config.beat_fd is not None:
-                say(f"  ready    pid {os.getpid() if config.beat_fd is None else config.parent}; Ctrl-C ends it")
+                say(f"  ready    pid {own_pid(config)}; Ctrl-C ends it")
             status = await until_told(kernel, signals, say)
             if status == PANIC and config.beat_fd is not None:
                 os._exit(PANIC)  # the next kernel takes over what this one cannot be trusted to put in order
@@ -214,6 +219,11 @@ async def run_program(config: Config, target: str, words: list[str], say: Say) -
             program.cancel()
             await asyncio.wait({program})
             return told.result() or INTERRUPTED
+
+
+def own_pid(config: Config) -> int:
+    """The process to stop when this kernel is to end: it, or its supervisor."""
+    return os.getpid() if config.beat_fd is None or config.parent is None else config.parent
 
 
 async def until_told(kernel: Kernel, signals: Signals, say: Say) -> int:

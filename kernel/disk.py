@@ -1,14 +1,18 @@
 """The real disk: one directory of this machine, locked while a kernel uses it. Implements kvfs/store/disk.py.
 
-The lock is on a file in the directory and goes with the process that has it, however that ends. All calls block: they
-run in the thread of `kernel/durable.py`, but for `lock`, at the start.
+The lock is on a file in the directory and goes with the process that has it, however that ends. In it is the pid that
+its user knows: that of the supervisor, where there is one. All calls block: they run in the thread of
+`kernel/durable.py`, but for the lock, at the start.
 """
 
+import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 LOCK = "lock"
+ENDING_S, LOOK_S = 10.0, 0.05  # a kernel whose supervisor was killed needs a moment to end; how often to look
 
 
 class DirectoryInUse(Exception):
@@ -18,30 +22,44 @@ class DirectoryInUse(Exception):
 class RealDisk:
     """One directory. See kvfs/store/disk.py for what the methods do."""
 
-    def __init__(self, path: Path) -> None:
-        """Makes the directory (mode 0700) if there is none. Raises OSError, DirectoryInUse."""
+    def __init__(self, path: Path, pid: int | None = None) -> None:
+        """Makes the directory (mode 0700) if there is none, and locks it for `pid` (by default, this process).
+
+        Raises OSError, DirectoryInUse."""
         self.path = path
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
         self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = -1
         try:
             self._lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
-            self._take_lock()
+            self._take_lock(os.getpid() if pid is None else pid)
             os.fsync(self._directory)
         except BaseException:
             self.end()
             raise
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, pid: int) -> None:
+        until = time.monotonic() + ENDING_S
+        while not self._is_locked():
+            holder = os.pread(self._lock, 32, 0).decode("ascii", "replace").strip()
+            if not is_gone(holder) or time.monotonic() > until:
+                raise DirectoryInUse(
+                    f"{self.path} is in use by another kernel (pid {holder}): stop it, or choose another --kv-dir"
+                )
+            time.sleep(LOOK_S)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(pid).encode(), 0)
+
+    def _is_locked(self) -> bool:
+        """By us, from now on."""
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.read(self._lock, 32).decode("ascii", "replace").strip()
-            raise DirectoryInUse(
-                f"{self.path} is in use by another kernel (pid {pid}): stop it, or choose another --kv-dir"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, str(os.getpid()).encode())
+            return False
+        return True
 
     def end(self) -> None:
         """Let the directory go."""
@@ -56,7 +74,8 @@ class RealDisk:
         return os.open(name, flags, 0o600, dir_fd=self._directory)
 
     def open(self, name: str) -> int:
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._directory)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe with that name must not hold us up
+        return os.open(name, flags, dir_fd=self._directory)
 
     def append(self, fd: int, data: "bytes | memoryview") -> None:
         left = memoryview(data)
@@ -90,3 +109,14 @@ class RealDisk:
 
     def listdir(self) -> list[str]:
         return [name for name in os.listdir(self._directory) if name != LOCK]
+
+
+def is_gone(pid: str) -> bool:
+    """Whether no process has that number."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OverflowError, PermissionError):
+        pass  # not written yet; another user's
+    return False

@@ -2,7 +2,7 @@
 
     first token   of a program that opens a document, against one that has the model read it again; each in a kernel
                   that has just started, so that its first call is measured
-    close         of that document: until all of it is on disk
+    close         of that document: until all of it is on disk; and of many small files at once, against one of them
     start         of a kernel whose directory has 10,000 files, against an empty one; also after a crash in the middle
                   of a record
 
@@ -21,7 +21,7 @@ from typing import Any
 from gpuworker.options import DEFAULT_MODEL
 from kernel.disk import RealDisk
 from kvfs.store.format import Geometry
-from kvfs.store.store import Store
+from kvfs.store.store import Commit, Store
 from kvfs.store.tree import ROOT, Attributes, SetFile, SetName
 from perf.harness import Failed, Findings
 from perf.machine import HOUSE
@@ -52,6 +52,22 @@ async def main(how: str, n: int = 1500, seed: int = 0):
     return {"seconds": seconds, "close": time.perf_counter() - began, "first": first}
 """
 
+MANY = """
+import asyncio
+import time
+from sdk import kv
+
+async def main(n: int = 100):
+    files = [await kv.create(f"/{i}") for i in range(n + 1)]
+    for i, file in enumerate(files):
+        await file.append([i] * 40)
+    began = time.perf_counter()
+    await files.pop().close()
+    one = time.perf_counter() - began
+    await asyncio.gather(*(file.close() for file in files))
+    return {"one": one, "all": time.perf_counter() - began - one}
+"""
+
 
 def measure(
     quick: bool = False,
@@ -66,6 +82,7 @@ def measure(
     directory = Path(tempfile.mkdtemp(prefix="perf-"))
     try:
         _documents(found, directory, n, tokens, ["--model", model, "--dtype", dtype], quick)
+        _closes(found, directory, n, 10 if quick else 100)
         _starts(found, directory, n, files, quick)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -96,6 +113,17 @@ def _documents(found: Findings, directory: Path, n: int, tokens: int, model: lis
     found.add("size on disk", "MiB", size / 2**20)
     if not quick:
         found.expect(loading * LEAST_GAIN <= computing, f"from disk at least {LEAST_GAIN:g} times as fast as computed")
+
+
+def _closes(found: Findings, directory: Path, n: int, files: int) -> None:
+    (directory / "document.py").write_text(MANY)
+    runs = []
+    for i in range(n):
+        options = ["--backend", "null", "--kv-dir", str(directory / f"many-{i}")]
+        runs.append(_program(directory, options, ["--n", str(files)]))
+    one = "close of one small file"
+    found.add(one, "s", [run["one"] for run in runs])
+    found.add(f"close of {files} at once", "s", [run["all"] for run in runs], against=one)
 
 
 def _program(directory: Path, options: list[str], words: list[str]) -> dict[str, Any]:
@@ -145,9 +173,10 @@ def fill(directory: Path, n: int) -> None:
     for i in range(n):
         ino = ROOT + 1 + i
         writer = store.begin(ino, geometry, tokens, tokens, 0, False)
+        writer.sync()
         writer.finish()
         file = SetFile(ino, attributes, writer.version, writer.n_bytes, len(tokens))
-        store.publish(writer, [file, SetName(ROOT, f"document-{i}", ino)])
+        store.commit([Commit([file, SetName(ROOT, f"document-{i}", ino)], writer)])
     store.close()
     disk.end()
 

@@ -27,7 +27,6 @@ NAME, NEW = "journal", "journal.new"
 MAGIC = b"KVJ\x01"
 _HEAD = struct.Struct("<4sIQ16s")
 _NUMBER = struct.Struct("<Q")
-RECORD_BYTES_MAX = 1 << 24
 GROWTH, SMALL_BYTES = 4, 1 << 20  # so many times as long as when it was begun, and not small: make it short
 
 
@@ -147,7 +146,7 @@ def _record(data: bytes, at: int) -> tuple[int, list[Change], int] | None:
         return None
     magic, length, number, digest = _HEAD.unpack_from(data, at)
     end = at + _HEAD.size + length
-    if magic != MAGIC or length > RECORD_BYTES_MAX or end > len(data):
+    if magic != MAGIC or end > len(data):
         return None
     payload = data[at + _HEAD.size : end]
     if _digest(number, payload) != digest:

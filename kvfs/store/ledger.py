@@ -40,6 +40,7 @@ class Copy(NamedTuple):
     """The version of a file that is on disk."""
 
     version: int
+    n_bytes: int
     n_kv: int | None  # of its tokens, how many have their K/V there; None: nobody has looked since the start
     edited: Edited | None = None  # what that K/V is; see kvfs/inode.py
 
@@ -122,7 +123,7 @@ class Ledger:
                 inode.tenant = tenants.get(ino) or OPERATOR_NAME
                 self._dress(inode, file.attributes)
                 self.fs.restore(directory, name, inode)
-                self.copies[ino] = Copy(file.version, None)
+                self.copies[ino] = Copy(file.version, file.n_bytes, None)
             if ino in tree.files:
                 self._names.setdefault(ino, {})[parent, name] = None
 
@@ -237,7 +238,12 @@ class Ledger:
 
     # --- files ---
 
-    def saved(self, inode: Inode, version: int, n_bytes: int, n_tokens: int, copy: Copy) -> list[Change]:
+    def n_bytes(self, user: str) -> int:
+        """On disk, of the files that belong to a user."""
+        files = self.fs.files
+        return sum(copy.n_bytes for ino, copy in self.copies.items() if ino in files and files[ino].owner == user)
+
+    def saved(self, inode: Inode, n_tokens: int, copy: Copy) -> list[Change]:
         """A version of a file is whole on disk: what makes it count, under all names that the file has by now. Nothing
         if it has none any more. Take what happened to names first."""
         keys = self._names.get(inode.ino)
@@ -246,7 +252,7 @@ class Ledger:
         self.copies[inode.ino] = copy
         for key in keys:
             self._stale.pop(key, None)
-        file = SetFile(inode.ino, self._attributes(inode), version, n_bytes, n_tokens)
+        file = SetFile(inode.ino, self._attributes(inode), copy.version, copy.n_bytes, n_tokens)
         return [file, *(SetName(*key, inode.ino) for key in keys)]
 
     def unsaved(self, inode: Inode, before: Copy | None) -> None:
@@ -256,7 +262,8 @@ class Ledger:
         elif inode.ino in self.copies:
             self.copies[inode.ino] = before
 
-    def read(self, inode: Inode, head: Head) -> None:
-        """Somebody has looked at the version of a file that is on disk."""
+    def read(self, inode: Inode, head: Head) -> Edited | None:
+        """Somebody has looked at the version of a file that is on disk; what its K/V is."""
         edited = None if head.edited_at is None else Edited(head.edited_at)
-        self.copies[inode.ino] = Copy(head.version, head.n_kv, edited)
+        self.copies[inode.ino] = self.copies[inode.ino]._replace(n_kv=head.n_kv, edited=edited)
+        return edited

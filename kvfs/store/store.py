@@ -1,15 +1,17 @@
-"""The store: durable KV files in one directory of a disk. Synchronous; all of it runs in one thread.
+"""The store: durable KV files in one directory of a disk. Synchronous; all but `Writer.sync` runs in one thread.
 
     journal        which nodes there are, under which names, and which version of a file counts (journal.py, tree.py)
     NUMBER.kv      a version of a file, never changed (format.py)
     NUMBER.tmp     one that is being written
 
-To save a file is to write a new version (`begin`, `add`, `finish`) and then to say that it counts (`commit`):
+To save a file is to write a new version (`begin`, `add`, `sync`, `finish`) and then to say that it counts (`commit`):
 
     write NUMBER.tmp · fsync · rename to NUMBER.kv · fsync the directory · journal record · fsync · remove the old one
+    └─────────────── of each file ───────────────┘   └────── once for all that are committed together ──────┘
 
 So at any moment the version that the journal names is whole and on disk. After a crash, what the journal does not name
-is removed, unless the journal itself is damaged: then it is kept as `lost-NUMBER.kv`.
+is removed. But when the journal itself is damaged, torn, empty or gone, it does not say what counts: then nothing is
+removed, and files that nobody names are kept as `lost-NUMBER.kv`.
 
 An OSError leaves the store usable: a save that fails has no effect but for a version that nobody names, removed when
 the journal is known not to name it; changes of names that fail are made all the same here, and are on disk with the
@@ -19,13 +21,14 @@ Called by `kernel/durable.py`. Never add here: K/V of running files, waiting, th
 """
 
 from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from kvfs.store import format as layout
 from kvfs.store.disk import Disk
 from kvfs.store.format import Contents, Damaged, Geometry, Head
-from kvfs.store.journal import NEW, Journal
+from kvfs.store.journal import NEW, Journal, Read
 from kvfs.store.tree import Change, Tree
 from sdk.abi.errors import NoSpace
 
@@ -39,7 +42,7 @@ class Recovered(NamedTuple):
     n_torn: int  # bytes at the end of the journal: never acknowledged
     n_damaged: int  # bytes or records in the midst of it
     n_removed: int  # files that nobody names
-    n_lost: int  # such files that were kept, since the journal is damaged
+    n_lost: int  # such files that were kept, since the journal is not whole
 
 
 class Writer:
@@ -53,6 +56,7 @@ class Writer:
         self.n_bytes = len(start) + head.n_pages * layout.stride(head.geometry)
         self._store = store
         self._n_pages = 0
+        self._is_synced = False
         self._fd: int | None = None
         store.reserve(ino, self.version, self.n_bytes)
         try:
@@ -69,16 +73,22 @@ class Writer:
         self._n_pages += len(contents) // page_bytes
         self._guarded(data)
 
-    def finish(self) -> None:
-        """All pages are there: return when the version is on disk. Raises OSError; then it is discarded."""
+    def sync(self) -> None:
+        """All pages are there: return when they are on disk. In any thread, so that many can wait together. Raises
+        OSError: then discard it."""
         assert self._fd is not None
         assert self._n_pages == self.head.n_pages
+        self._store.disk.fsync(self._fd)
+        self._is_synced = True
+
+    def finish(self) -> None:
+        """Give a version that is synced its name, which is on disk when it is committed. Raises OSError; then it is
+        discarded."""
+        assert self._is_synced
         disk = self._store.disk
         try:
-            disk.fsync(self._fd)
             self._close()
             disk.rename(f"{self.version}{TMP}", f"{self.version}{KV}")
-            disk.fsync_dir()
         except BaseException:
             self.discard()
             raise
@@ -106,6 +116,13 @@ class Writer:
             self._store.disk.close(fd)
 
 
+class Commit(NamedTuple):
+    """Changes that are to be on disk, and the finished version that they make count, if they do."""
+
+    changes: list[Change]
+    writer: Writer | None = None
+
+
 class Store:
     """All durable files of a kernel."""
 
@@ -120,28 +137,30 @@ class Store:
         read = self._journal.read()
         for changes in read.records:
             self.tree.apply(changes)
-        self.recovered = self._clean(read.n_torn, read.n_damaged)
+        self.recovered = self._clean(read)
 
-    def _clean(self, n_torn: int, n_damaged: int) -> Recovered:
-        named = {f"{file.version}{KV}" for file in self.tree.files.values()}
+    def _clean(self, read: Read) -> Recovered:
+        is_whole = bool(read.records) and not read.n_torn and not read.n_damaged
+        versions = {file.version for file in self.tree.files.values()}
         n_removed = n_lost = 0
-        self._version = max((file.version for file in self.tree.files.values()), default=0)
+        self._version = max(versions, default=0)
         for name in self.disk.listdir():
             stem, dot, kind = name.partition(".")
+            number = stem.removeprefix(LOST)
             if name == NEW or (stem.isdecimal() and dot + kind == TMP):
                 self._unlink(name)
-            elif stem.isdecimal() and dot + kind == KV:
-                self._version = max(self._version, int(stem))
-                if name in named:
+            elif number.isdecimal() and dot + kind == KV:
+                self._version = max(self._version, int(number))
+                if number != stem or int(number) in versions:
                     continue
-                if n_damaged:
+                if is_whole:
+                    n_removed += 1
+                    self._unlink(name)
+                else:
                     n_lost += 1
                     with suppress(OSError):
                         self.disk.rename(name, LOST + name)
-                else:
-                    n_removed += 1
-                    self._unlink(name)
-        return Recovered(n_torn, n_damaged, n_removed, n_lost)
+        return Recovered(read.n_torn, read.n_damaged, n_removed, n_lost)
 
     def _unlink(self, name: str) -> None:
         with suppress(OSError):  # it will be tried again by the next kernel
@@ -199,8 +218,8 @@ class Store:
         n_after = self.n_bytes + n_bytes - (before.n_bytes if before is not None else 0)
         if self._n_bytes_max is not None and n_after > self._n_bytes_max:
             raise NoSpace(
-                f"--kv-dir-size is {self._n_bytes_max} bytes, durable files have {self.n_bytes} and this one needs "
-                f"{n_bytes}: remove some with `lip rm`, or raise it"
+                f"--kv-dir-size is {self._n_bytes_max} bytes, and the {n_bytes} of this file have no place beside what "
+                "is there: unlink files and `sync` again, or ask the operator to raise it"
             )
         self._writing[version] = n_bytes
 
@@ -208,37 +227,36 @@ class Store:
         """The version counts, or never will."""
         self._writing.pop(version, None)
 
-    def publish(self, writer: Writer, changes: list[Change]) -> None:
-        """A finished version counts, by these changes: return when they are on disk. Raises OSError: then nothing has
-        changed, though after a crash it may have."""
-        self.unreserve(writer.version)
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Return when these changes are on disk, by one record: all of them, in this order, or none. One commit or many
+        cost the same syncs.
+
+        Raises OSError. Then the versions do not count, and after a crash all of it may be there or nothing; changes
+        without a version, those of names and attributes, are made here all the same, and on disk with the next
+        commit that is."""
+        writers = [commit.writer for commit in commits if commit.writer is not None]
+        for writer in writers:
+            self.unreserve(writer.version)
         try:
             if not self._journal.is_open:
                 self._journal.begin(self.tree.changes())
-            self._journal.append(changes)
+            elif writers:
+                self.disk.fsync_dir()
+            self._journal.append([change for commit in commits for change in commit.changes])
         except BaseException:
-            self._garbage[writer.version] = None  # not removed before the journal is known not to name it
+            self._journal.close()  # the next one has to have all that is made here
+            # Not removed before the journal is known not to name them:
+            self._garbage |= dict.fromkeys(writer.version for writer in writers)
+            for commit in commits:
+                if commit.writer is None:
+                    self._garbage |= dict.fromkeys(self.tree.apply(commit.changes))
             raise
-        self._applied(changes)
+        for commit in commits:
+            self._garbage |= dict.fromkeys(self.tree.apply(commit.changes))
+        self._tidy()
 
-    def commit(self, changes: list[Change]) -> None:
-        """Return when these changes of names and attributes are on disk. Raises OSError: they are made here all the
-        same, and on disk with the next one that is."""
-        if self._journal.is_open:
-            try:
-                self._journal.append(changes)
-            except BaseException:
-                self._garbage |= dict.fromkeys(self.tree.apply(changes))
-                raise
-            self._applied(changes)
-        else:
-            self._garbage |= dict.fromkeys(self.tree.apply(changes))
-            self._journal.begin(self.tree.changes())
-            self._applied([])
-
-    def _applied(self, changes: list[Change]) -> None:
-        """The journal on disk has these changes, too: it is the tree. Remove what does not count by it."""
-        self._garbage |= dict.fromkeys(self.tree.apply(changes))
+    def _tidy(self) -> None:
+        """The journal on disk is the tree: remove what does not count by it."""
         for version in self._garbage:
             self._unlink(f"{version}{KV}")
         self._garbage.clear()

@@ -5,7 +5,7 @@ workload), because it starts in milliseconds; the others a whole kernel with a n
 saves, renames and removes files (saver.py). After each kill the next process, on the same directory, must find all that
 was acknowledged, and of what was under way all or nothing.
 
-    python -m tests.chaos.store --kills 950 --kernels 50
+    python -m tests.chaos.store --kills 1000 --kernels 1000
 
 A killed process leaves the page cache behind: what a power failure does is `make crashes`.
 """
@@ -179,8 +179,8 @@ class Saver:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=950, help="of a process that runs the store alone")
-    parser.add_argument("--kernels", type=int, default=50, help="kills of a whole kernel")
+    parser.add_argument("--kills", type=int, default=1000, help="of a process that runs the store alone")
+    parser.add_argument("--kernels", type=int, default=1000, help="kills of a whole kernel")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     dice = random.Random(given.seed)

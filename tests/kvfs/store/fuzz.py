@@ -66,7 +66,11 @@ def mutate(files: dict[str, bytes], dice: random.Random) -> str:
 
 def check(files: dict[str, bytes], truth: Truth) -> str:
     """Read everything; what was found. Raises AssertionError on a wrong read, and whatever else goes wrong."""
-    store = Store(SimDisk(files))
+    disk = SimDisk(files)
+    store = Store(disk)
+    if store.recovered.n_torn or store.recovered.n_damaged or not files.get("journal"):
+        kept = {name.removeprefix("lost-") for name in disk.names}
+        assert kept >= {name for name in files if name.endswith(".kv")}, "a file was removed by a journal with damage"
     outcome = "journal" if store.recovered.n_torn or store.recovered.n_damaged else "intact"
     for file in store.tree.files.values():
         try:

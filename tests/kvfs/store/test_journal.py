@@ -1,9 +1,12 @@
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvfs.store.journal import Journal, decode, encode
 from kvfs.store.tree import ClearName, SetName
-from tests.kvfs.store.simdisk import SimDisk
+from tests.kvfs.store.simdisk import Crash, SimDisk
 
 RECORDS = [[SetName(1, "a", 2)], [ClearName(1, "a"), SetName(1, "b", 2)], []]
 DATA = b"".join(encode(i, record) for i, record in enumerate(RECORDS))
@@ -52,3 +55,16 @@ def test_append_goes_on_where_begin_ended():
     journal.close()
     assert not journal.is_open
     assert disk.fds == {}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_new_journal_takes_the_place_of_the_old_one_when_it_is_on_disk(seed):
+    """Whatever a crash leaves, it is one of the two, whole."""
+    dice = random.Random(seed)
+    disk = SimDisk()
+    Journal(disk).begin(RECORDS)
+    disk.crash_at = disk.n_calls + dice.randint(1, 5)
+    with pytest.raises(Crash):
+        Journal(disk).begin([*RECORDS, *RECORDS])
+        disk.fsync_dir()  # in case that it came so far
+    assert Journal(disk.after_crash(dice)).read() in [(RECORDS, 0, 0), ([*RECORDS, *RECORDS], 0, 0)]

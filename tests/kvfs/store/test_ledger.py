@@ -35,7 +35,7 @@ class Kept:
 
     def save(self, inode):
         self.version += 1
-        changes = self.ledger.saved(inode, self.version, 10, len(inode.tokens), Copy(self.version, 0))
+        changes = self.ledger.saved(inode, len(inode.tokens), Copy(self.version, 10, 0))
         self.tree.apply(changes)
 
     def create(self, path, n=1, who=OPERATOR):
@@ -95,7 +95,7 @@ def test_random_use_of_names(seed, kept):
 
     for step in range(60):
         who = dice.choice([OPERATOR._replace(pid=3), ANN])
-        act = dice.choice(["create", "create", "mkdir", "rename", "rename", "unlink", "link", "chmod", "end"])
+        act = dice.choice(["create", "create", "mkdir", "rename", "rename", "unlink", "link", "chmod", "chown", "end"])
         try:
             if act == "create":
                 kept.create(path(), dice.randint(0, 9), who)
@@ -105,6 +105,8 @@ def test_random_use_of_names(seed, kept):
                 kept.fs.end_process(who, 1.0)
             elif act == "chmod":
                 kept.fs.chmod(path(), dice.choice([0o700, 0o755]), who=who, now=1.0)
+            elif act == "chown":
+                kept.fs.chown(path(), dice.choice([None, "bob"]), dice.choice([None, "crew"]), who=OPERATOR, now=1.0)
             else:
                 getattr(kept.fs, act)(path(), who=who, now=1.0)
         except SyscallError:
@@ -192,7 +194,7 @@ def test_a_save_that_fails_does_not_count(kept):
     kept.create("/doc", 5)
     inode = kept.fs.open("/doc", OpenMode.READ, who=OPERATOR, now=1.0).inode
     before = kept.ledger.copies[inode.ino]
-    kept.ledger.saved(inode, 9, 10, 5, Copy(9, 0))
+    kept.ledger.saved(inode, 5, Copy(9, 10, 0))
     kept.ledger.unsaved(inode, before)
     assert kept.ledger.copies[inode.ino] == before
     kept.ledger.unsaved(inode, None)

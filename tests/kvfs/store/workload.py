@@ -9,7 +9,7 @@ from array import array
 from typing import NamedTuple
 
 from kvfs.store.format import Geometry
-from kvfs.store.store import Store
+from kvfs.store.store import Commit, Store, Writer
 from kvfs.store.tree import ROOT, Attributes, ClearName, SetAttributes, SetDirectory, SetFile, SetName
 
 GEOMETRY = Geometry("toy", "f" * 32, "float32", page_size=4, page_bytes=24)
@@ -31,6 +31,16 @@ State = dict[str, File | Directory]
 
 def attributes(mode: int) -> Attributes:
     return Attributes("me", "us", mode, 1.0, 2.0)
+
+
+def finish(writer: Writer) -> None:
+    """All its pages are there. Raises OSError; then it is discarded."""
+    try:
+        writer.sync()
+    except OSError:
+        writer.discard()
+        raise
+    writer.finish()
 
 
 class Workload:
@@ -57,32 +67,46 @@ class Workload:
     # --- operations ---
 
     def save(self) -> None:
-        path = self._some_path()
-        if isinstance(self.state.get(path), Directory):
+        """One file, or some together: they come to be in one record, all of them or none."""
+        together: list[Commit] = []
+        after, new_inos = dict(self.state), {}
+        for path in dict.fromkeys(self._some_path() for _ in range(self.dice.choice([1, 1, 1, 3]))):
+            if isinstance(self.state.get(path), Directory):
+                continue
+            ino = self.inos.get(path) or self._new_ino()
+            file = self._new_file(self.state.get(path))
+            try:
+                commit = self._written(path, ino, file)
+            except OSError:
+                continue
+            together.append(commit)
+            after[path], new_inos[path] = file, ino
+        if not together:
             return
-        old = self.state.get(path)
-        tokens = tuple(self.dice.getrandbits(32) for _ in range(self.dice.randint(0, 9)))
-        n_kv = self.dice.randint(0, len(tokens))
-        n_pages = -(-n_kv // GEOMETRY.page_size)
-        file = File(old.mode if old else 0o644, tokens, self.dice.randbytes(n_pages * GEOMETRY.page_bytes))
-        ino = self.inos.get(path) or self._new_ino()
-        after = {**self.state, path: file}
         self.possible.append(after)
-        positions = array("I", range(len(tokens)))
         try:
-            writer = self.store.begin(ino, GEOMETRY, array("I", tokens), positions, n_kv, False)
-            for i in range(n_pages):
-                writer.add(file.pages[i * GEOMETRY.page_bytes : (i + 1) * GEOMETRY.page_bytes])
-            writer.finish()
-            changes = [
-                SetFile(ino, attributes(file.mode), writer.version, writer.n_bytes, len(tokens)),
-                SetName(*self._key(path), ino),
-            ]
-            self.store.publish(writer, changes)
+            self.store.commit(together)
         except OSError:
             return
-        self.inos[path] = ino
+        self.inos |= new_inos
         self._done(after)
+
+    def _new_file(self, old: File | Directory | None) -> File:
+        tokens = tuple(self.dice.getrandbits(32) for _ in range(self.dice.randint(0, 9)))
+        n_pages = -(-self.dice.randint(0, len(tokens)) // GEOMETRY.page_size)
+        return File(old.mode if old else 0o644, tokens, self.dice.randbytes(n_pages * GEOMETRY.page_bytes))
+
+    def _written(self, path: str, ino: int, file: File) -> Commit:
+        """A version that is finished, and what makes it count."""
+        n_pages, n_tokens = len(file.pages) // GEOMETRY.page_bytes, len(file.tokens)
+        n_kv = min(n_tokens, n_pages * GEOMETRY.page_size)
+        positions = array("I", range(n_tokens))
+        writer = self.store.begin(ino, GEOMETRY, array("I", file.tokens), positions, n_kv, False)
+        for i in range(n_pages):
+            writer.add(file.pages[i * GEOMETRY.page_bytes : (i + 1) * GEOMETRY.page_bytes])
+        finish(writer)
+        made = SetFile(ino, attributes(file.mode), writer.version, writer.n_bytes, n_tokens)
+        return Commit([made, SetName(*self._key(path), ino)], writer)
 
     def mkdir(self) -> None:
         path = self._some_path()
@@ -134,7 +158,7 @@ class Workload:
         self.state = after
         self.possible.append(after)
         try:
-            self.store.commit(changes)
+            self.store.commit([Commit(changes)])
         except OSError:
             return
         self._done(after)
