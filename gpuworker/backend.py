@@ -64,10 +64,10 @@ class Backend(Protocol):
         failed. Raises StepError; any other exception is the worker's end, here and below."""
 
     def fetch(self, pages: Sequence[int]) -> bytes | memoryview:
-        """The contents of these pages, [len(pages), page_bytes]. Raises StepError."""
+        """The contents of these pages, [len(pages), page_bytes]; `n_pages + i` is host page i. Raises StepError."""
 
     def store(self, pages: Sequence[int], contents: bytes | memoryview) -> None:
-        """Writes such contents into these pages. Raises StepError, having written nothing."""
+        """Writes such contents into these pages, numbered alike. Raises StepError, having written nothing."""
 
 
 class RowView(NamedTuple):
@@ -149,7 +149,7 @@ def check(batch: wire.Batch, facts: Facts) -> None:
 
 def check_fetch(pages: Sequence[int], facts: Facts) -> None:
     """Raises StepError(EINVAL) unless these are pages that can be sent in one answer."""
-    _below(pages, facts.n_pages, "page")
+    _below(pages, facts.n_pages + facts.n_host_pages, "page")
     if len(pages) * facts.page_bytes > MAX_CONTENTS_BYTES:
         limit = f"{MAX_CONTENTS_BYTES // facts.page_bytes} pages of {facts.page_bytes} bytes"
         raise StepError(Errno.EINVAL, f"{len(pages)} pages at once; this worker takes {limit}")

@@ -3,6 +3,7 @@
 Called by load.py. Only this file asks an accelerator or the operating system about memory.
 """
 
+import math
 from collections.abc import Callable
 
 import psutil
@@ -53,6 +54,8 @@ def count_pages(options: Options, device: torch.device, bytes_per_page: int, lar
     if options.num_pages is not None:
         return options.num_pages
     if options.kv_cache_memory is not None:
+        if math.isinf(options.kv_cache_memory):
+            raise OptionError("--kv-cache-memory inf: say how many GiB, or leave it out and some will be chosen")
         budget = int(options.kv_cache_memory * GIB)
     elif device.type == "cuda":
         budget = _left_on_gpu(device, options.gpu_memory_utilization, largest_step)
@@ -70,7 +73,7 @@ def count_host_pages(options: Options, n_pages: int, bytes_per_page: int) -> int
     """How many pages main memory takes in, when the device has `n_pages`."""
     if options.num_host_pages is not None:
         return options.num_host_pages
-    budget = min(int(options.swap_space * GIB), int(SWAP_FRACTION * psutil.virtual_memory().available))
+    budget = int(min(options.swap_space * GIB, SWAP_FRACTION * psutil.virtual_memory().available))
     return min(budget // bytes_per_page, SWAP_RATIO * n_pages)
 
 

@@ -54,15 +54,23 @@ class HostTier:
         return self._helper.submit(_timed_copy, pairs).result
 
     def read(self, pages: Sequence[int]) -> memoryview:
-        """The contents of these pages of the device, page after page."""
-        contents = np.empty((len(pages), self._page_bytes), dtype=np.uint8)
-        _copy(self._pairs(torch.from_numpy(contents), zip(pages, range(len(pages)), strict=True), ()))
+        """The contents of these pages, page after page; those in main memory are numbered behind the device's."""
+        contents, n_device = np.empty((len(pages), self._page_bytes), dtype=np.uint8), len(self._parts[0])
+        device = [(page, i) for i, page in enumerate(pages) if page < n_device]
+        _copy(self._pairs(torch.from_numpy(contents), device, ()))
+        for i, page in enumerate(pages):
+            if page >= n_device:
+                contents[i] = self.pages[page - n_device].numpy()
         return contents.reshape(-1).data
 
     def write(self, pages: Sequence[int], contents: bytes | memoryview) -> None:
-        """Replaces the contents of these pages of the device."""
+        """Replaces the contents of these pages, numbered as for `read`."""
         rows = np.frombuffer(bytearray(contents), dtype=np.uint8).reshape(len(pages), self._page_bytes)
-        _copy(self._pairs(torch.from_numpy(rows), (), enumerate(pages)))
+        n_device = len(self._parts[0])
+        _copy(self._pairs(torch.from_numpy(rows), (), [(i, page) for i, page in enumerate(pages) if page < n_device]))
+        for i, page in enumerate(pages):
+            if page >= n_device:
+                self.pages[page - n_device].numpy()[:] = rows[i]
 
     def _rows_of(self, matrix: Tensor) -> Any:
         """Rows to copy with the right hands: see Row."""

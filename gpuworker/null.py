@@ -135,14 +135,17 @@ class NullBackend:
 
     def fetch(self, pages: Sequence[int]) -> bytes:
         check_fetch(pages, self._facts)
-        return b"".join(self._read(page).tobytes() for page in pages)
+        n = self._facts.n_pages
+        return b"".join((self._read(p) if p < n else self._read_host(p - n)).tobytes() for p in pages)
 
     def store(self, pages: Sequence[int], contents: bytes | memoryview) -> None:
         check_store(pages, contents, self._facts)
         words = array("Q")
         words.frombytes(contents)
+        n, size = self._facts.n_pages, self._page_words
         for i, page in enumerate(pages):
-            self._write(page, words[i * self._page_words : (i + 1) * self._page_words])
+            write = self._write if page < n else self._write_host
+            write(page if page < n else page - n, words[i * size : (i + 1) * size])
 
     def _run_row(self, view: RowView, tail: int, logits: "array[float]") -> list[Answer]:
         vocab_size = self._facts.model.vocab_size
@@ -208,12 +211,19 @@ class NullBackend:
 
     def _move(self, head: BatchHead) -> float:
         """Moves pages between the tiers; the seconds it took."""
-        started, size = time.perf_counter(), self._page_words
+        started = time.perf_counter()
         for page, host in head.moves_out:
-            self._host[host * size : (host + 1) * size] = self._read(page)
+            self._write_host(host, self._read(page))
         for host, page in head.moves_in:
-            self._write(page, self._host[host * size : (host + 1) * size])
+            self._write(page, self._read_host(host))
         return time.perf_counter() - started
+
+    def _read_host(self, page: int) -> "array[int]":
+        """The same as `_read`, of a page in main memory."""
+        return self._host[page * self._page_words : (page + 1) * self._page_words]
+
+    def _write_host(self, page: int, words: "array[int]") -> None:
+        self._host[page * self._page_words : (page + 1) * self._page_words] = words
 
     def _read(self, page: int) -> "array[int]":
         """All that a page keeps: its slots, its sums, its origins, its tails."""

@@ -139,14 +139,16 @@ class BatchHead(Struct, frozen=True, tag="batch"):
 
 
 class Fetch(Struct, frozen=True, tag="fetch"):
-    """Send me the contents of these pages, as all batches before this have left them."""
+    """Send me the contents of these pages, as all batches before this have left them. Numbers from `n_pages` on are
+    those of pages in main memory."""
 
     number: int  # the kernel's, echoed
     pages: list[int]
 
 
 class StoreHead(Struct, frozen=True, tag="store"):
-    """Write these contents into these pages. Frame after it: page after page, `page_bytes` each."""
+    """Write these contents into these pages, numbered as in `Fetch`. Frame after it: page after page, `page_bytes`
+    each."""
 
     number: int
     pages: list[int]

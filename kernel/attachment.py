@@ -5,6 +5,7 @@ the new. Made by `kernel/fleet.py`.
 """
 
 import asyncio
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ from kernel.batcher import Batcher
 from kernel.link import Link
 from kernel.local import LocalWorker
 from kernel.workers import State, Worker
+from kvfs.table import is_host, page_number
 from sdk.abi.errors import SyscallError
 
 ANSWER_S = 10.0  # for a worker to send pages, or to store them, behind the batches that it has
@@ -69,16 +71,24 @@ class Attached:
         finally:
             self.requests.pop(number, None)
 
-    async def fetch(self, pages: list[int]) -> "bytes | memoryview":
-        """The contents of pages, behind the batches that it has. Raises WorkerLost, SyscallError."""
+    async def fetch(self, entries: Sequence[int]) -> "bytes | memoryview":
+        """The contents of pages, on the device or in its host memory (`kvfs/table.py`), behind the batches that it has.
+
+        Raises WorkerLost, SyscallError."""
         number = next(self._numbers)
-        fetched: Fetched = await self.request(Fetch(number, pages), number, ANSWER_S)
+        fetched: Fetched = await self.request(Fetch(number, self._numbered(entries)), number, ANSWER_S)
         return fetched.contents
 
-    async def store(self, pages: list[int], contents: "bytes | memoryview") -> None:
-        """Write the contents of pages, behind the batches that it has. Raises WorkerLost, SyscallError."""
+    async def store(self, entries: Sequence[int], contents: "bytes | memoryview") -> None:
+        """Write the contents of such pages, behind the batches that it has. Raises WorkerLost, SyscallError."""
         number = next(self._numbers)
-        await self.request(Store(StoreHead(number, pages), contents), number, ANSWER_S)
+        await self.request(Store(StoreHead(number, self._numbered(entries)), contents), number, ANSWER_S)
+
+    def _numbered(self, entries: Sequence[int]) -> list[int]:
+        """Pages by the numbers that they have in a `Fetch`."""
+        assert self.worker.welcome is not None
+        n_device = self.worker.welcome.n_pages
+        return [page_number(entry) + (n_device if is_host(entry) else 0) for entry in entries]
 
     def close(self, reason: str, linger_ms: int) -> None:
         """Nothing is heard or said any more; who waits for an answer is told so."""

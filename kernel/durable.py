@@ -8,8 +8,9 @@ comes, goes or moves is recorded before the call returns. What is on disk when i
 Reading. The start reads the journal and nothing else. The tokens of a file are read when it is first opened, its K/V
 when a call first needs it (`kernel/loading.py`).
 
-The disk blocks, so all of it is done by one thread, in the order in which it is asked to. `kvfs/store/ledger.py`
-decides here, in the loop, what the thread is to record; the store is the thread's from the start on.
+The disk blocks, so all of it is done by one thread, in the order in which it is asked to; but for the syncs of files,
+which many saves wait for at the same time. `kvfs/store/ledger.py` decides here, in the loop, what the thread is to
+record; the store is the thread's from the start on. What is to be recorded while the disk is busy is recorded together.
 
 Made by `kernel/boot.py`. Never add here: formats, what a crash may lose.
 """
@@ -28,19 +29,20 @@ from kernel.attachment import Attached, WorkerLost
 from kernel.disk import RealDisk
 from kernel.fleet import Fleet
 from kernel.process import Process
+from kernel.recorder import Recorder
 from kvfs.inode import Edited, Inode
 from kvfs.loads import n_common
 from kvfs.openfile import OpenFile
 from kvfs.store.format import Damaged, Geometry
 from kvfs.store.ledger import Copy, Ledger
-from kvfs.store.store import CHUNK_BYTES, Store, Writer
-from kvfs.table import is_host
-from sdk.abi.errors import Errno, InvalidArgument, NoDevice, NoSpace, Stale, SyscallError
+from kvfs.store.store import Commit, Store, Writer
+from sdk.abi.errors import Errno, InvalidArgument, NoDevice, NoSpace, QuotaExceeded, Stale, SyscallError
 from sdk.abi.trap import Pending
 
 log = logging.getLogger(__name__)
 
-N_SAVES = 4  # at a time: each has a chunk of pages in memory
+N_SAVES = 16  # at a time: each has a chunk of pages in memory
+CHUNK_BYTES = 4 << 20  # of pages that are fetched and written at a time
 STOPPING = SyscallError.make(Errno.EIO, "the kernel stopped before it was on disk")
 
 T = TypeVar("T")
@@ -68,11 +70,13 @@ class Durable:
         self._panic = panic
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "disk")
+        self._syncs = ThreadPoolExecutor(N_SAVES, "sync")
         self._saving: dict[int, Saving] = {}  # by inode number, the newest
         self._marks: dict[int, Mark] = {}  # of what is on disk
         self._reading: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._slots = asyncio.Semaphore(N_SAVES)
+        self._recorder = Recorder(store, self.run, self.spawn)
         self.seen: Attached | None = None  # a worker that had something to do, gone or not
         self._is_closed = False
         self.fs.n_durable = self.n_safe
@@ -125,7 +129,8 @@ class Durable:
                 return
             if errors:
                 give_back(result)
-                process.fail(future, errors[0] if isinstance(errors[0], SyscallError) else STOPPING)
+                error = errors[0] if isinstance(errors[0], SyscallError) else STOPPING
+                process.fail(future, SyscallError.make(error.errno, error.detail))  # its own, without our traceback
             else:
                 process.complete(future, result, give_back)
 
@@ -141,6 +146,7 @@ class Durable:
             for task in late:
                 task.cancel()
         await self.run(self.store.close)
+        self._syncs.shutdown()
         self._thread.shutdown()
         self._disk.end()
 
@@ -153,7 +159,7 @@ class Durable:
         taken = self.ledger.take()
         tasks: list[asyncio.Task[Any]] = []
         if taken.changes:
-            recorded = self.run(self.store.commit, taken.changes)
+            recorded = self._recorder.record(Commit(taken.changes))
             tasks.append(self.spawn(self._recorded(recorded)))
         saves = [self.save(inode) for inode in taken.unsaved]
         return tasks + [task for task in saves if task is not None]
@@ -169,14 +175,16 @@ class Durable:
 
     def save(self, inode: Inode) -> "asyncio.Task[None] | None":
         """Begin to save a file as it is now; the task that ends when it is on disk. None when there is nothing to do:
-        it has not changed, or has no name that is kept."""
+        it has not changed and the disk has all the K/V that it has, or it has no name that is kept."""
         self.settle()
         if self._is_closed or not self.ledger.is_kept(inode) or inode.n_unread:
             return None
         mark, before = mark_of(inode), self._saving.get(inode.ino)
         if before is not None and before.mark == mark:
             return before.task
-        if before is None and inode.ino in self.ledger.copies and self._marks.get(inode.ino) == mark:
+        copy = self.ledger.copies.get(inode.ino)
+        has_all = copy is not None and (copy.n_kv is None or copy.n_kv >= inode.n_kv)
+        if before is None and has_all and self._marks.get(inode.ino) == mark:
             return None
         snapshot = self.fs.snapshot(inode, self._fleet.now())
         task = self.spawn(self._save(inode, snapshot, mark, None if before is None else before.task))
@@ -194,7 +202,7 @@ class Durable:
             counters.n_saves += 1
             counters.n_pages_saved += writer.head.n_pages
             self._marks[inode.ino] = mark
-        except (OSError, Damaged, WorkerLost, NoSpace, NoDevice) as e:
+        except (OSError, Damaged, WorkerLost, NoSpace, NoDevice, QuotaExceeded) as e:
             counters.n_saves_failed += 1
             log.warning("file #%d could not be saved: %s", inode.ino, e)
             if isinstance(e, SyscallError):
@@ -210,9 +218,9 @@ class Durable:
                 self._marks.pop(inode.ino, None)
 
     async def _write(self, inode: Inode, child: Inode) -> Writer:
-        """A finished version with what the snapshot `child` of a file has; with the K/V that is on a device, or on disk
+        """A finished version of the snapshot `child` of a file; with the K/V that a worker has, or that is on disk
         already where that is more. K/V that is lost meanwhile can be computed again, so it is saved without."""
-        n_kv, copy = n_leading(child), self.ledger.copies.get(inode.ino)
+        n_kv, copy = child.n_kv, self.ledger.copies.get(inode.ino)
         if copy is not None and (copy.n_kv or 0) > n_kv:
             try:
                 contents = await self.run(self.store.read_start, copy.version)
@@ -232,32 +240,29 @@ class Durable:
     async def _write_pages(self, inode: Inode, child: Inode, n_kv: int) -> Writer:
         """Raises WorkerLost when the pages cannot be had."""
         assert child.pool is not None
-        device = child.pool.name
-        geometry = self.geometry(device)
+        geometry = self.geometry(child.pool.name)
         writer = await self._begin(inode, child, geometry, n_kv)
         try:
             n_chunk = max(1, CHUNK_BYTES // geometry.page_bytes)
             for first in range(0, writer.head.n_pages, n_chunk):
                 n_pages = min(n_chunk, writer.head.n_pages - first)
-                contents = await self._fetch(child, device, first, n_pages)
+                contents = await self._fetch(child, geometry, first, n_pages)
                 await self.run(writer.add, contents)
         except BaseException:
             self.run(writer.discard)
             raise
         return await self._finished(writer)
 
-    async def _fetch(self, child: Inode, device: str, first: int, n: int) -> "bytes | memoryview":
-        """The contents of pages of a snapshot, which may have moved. Raises WorkerLost."""
-        pages = child.table[first : first + n].tolist()
-        if child.pool is None or child.pool.name != device or len(pages) < n or any(map(is_host, pages)):
-            raise WorkerLost("its pages have left the device meanwhile")
-        attached = self.attached(device)
-        if attached is None:
-            raise WorkerLost(f"{device} is gone")
+    async def _fetch(self, child: Inode, geometry: Geometry, first: int, n: int) -> "bytes | memoryview":
+        """The contents of pages of a snapshot, on whatever worker and tier they are by now. Raises WorkerLost."""
+        entries = child.table[first : first + n]
+        attached = None if child.pool is None else self.attached(child.pool.name)
+        if attached is None or len(entries) < n or not geometry_of(attached).fits(geometry):
+            raise WorkerLost("its K/V has been dropped meanwhile")
         try:
-            return await attached.fetch(pages)
+            return await attached.fetch(entries)
         except SyscallError as e:
-            raise WorkerLost(f"{device} refused to send pages: {e}") from None
+            raise WorkerLost(f"{attached.worker.name} refused to send pages: {e}") from None
 
     async def _begin(self, inode: Inode, child: Inode, geometry: Geometry, n_kv: int) -> Writer:
         tail_valid = child.tail_valid and n_kv == len(child.tokens)
@@ -266,6 +271,11 @@ class Durable:
         return await self.run(self.store.begin, *args)
 
     async def _finished(self, writer: Writer) -> Writer:
+        try:
+            await self._loop.run_in_executor(self._syncs, writer.sync)
+        except BaseException:
+            self.run(writer.discard)
+            raise
         await self.run(writer.finish)
         return writer
 
@@ -274,16 +284,28 @@ class Durable:
         self.settle()
         head, before = writer.head, self.ledger.copies.get(inode.ino)
         edited = None if head.edited_at is None else child.edited or Edited(head.edited_at)
-        copy = Copy(head.version, head.n_kv, edited)
-        changes = self.ledger.saved(inode, writer.version, writer.n_bytes, head.n_tokens, copy)
+        copy = Copy(head.version, writer.n_bytes, head.n_kv, edited)
+        try:
+            self._need_room(inode, writer.n_bytes)
+        except QuotaExceeded:
+            self.run(writer.discard)
+            raise
+        changes = self.ledger.saved(inode, head.n_tokens, copy)
         if not changes:
             await self.run(writer.discard)
             return
         try:
-            await self.run(self.store.publish, writer, changes)
+            await self._recorder.record(Commit(changes, writer))
         except OSError:
             self.ledger.unsaved(inode, before)
             raise
+
+    def _need_room(self, inode: Inode, n_bytes: int) -> None:
+        """For a version of a file beside all that its owner has, in place of the one before. Raises QuotaExceeded."""
+        bill, before = self.fs.quotas.user(inode.owner), self.ledger.copies.get(inode.ino)
+        if bill.allowed.disk_bytes is not None:
+            used = self.ledger.n_bytes(inode.owner)
+            bill.need_disk(used, n_bytes - (before.n_bytes if before is not None else 0))
 
     def n_safe(self, inode: Inode) -> int:
         """How many of a file's tokens have their K/V on disk, if it is still what was saved; to be asked often."""
@@ -312,15 +334,17 @@ class Durable:
             try:
                 contents = await self.run(self.store.read_start, copy.version)
             except (OSError, Damaged) as e:
-                log.error("file #%d on disk cannot be read: %s", inode.ino, e)
+                log.error("%d.kv on disk, file #%d, cannot be read: %s", copy.version, inode.ino, e)
                 raise SyscallError.make(
-                    Errno.EIO, f"what is on disk of this file cannot be read: {e}; remove it with `lip rm`"
+                    Errno.EIO,
+                    f"what is on disk of this file ({copy.version}.kv) cannot be read: {e}; remove it with `lip rm`",
                 ) from None
             self.need_fit(contents.head.geometry)
-            self.fs.read_back(inode, contents.tokens, contents.positions)
-            self._marks[inode.ino] = mark_of(inode)
+            edited = None
             if self.ledger.copies.get(inode.ino) == copy:
-                self.ledger.read(inode, contents.head)
+                edited = self.ledger.read(inode, contents.head)
+            self.fs.read_back(inode, contents.tokens, contents.positions, edited)
+            self._marks[inode.ino] = mark_of(inode)
         finally:
             del self._reading[inode.ino]
 
@@ -362,14 +386,6 @@ def mark_of(inode: Inode) -> Mark:
     digest = blake3(memoryview(inode.tokens).cast("B"))
     digest.update(memoryview(inode.positions).cast("B"))
     return inode.modified_s, digest.digest()
-
-
-def n_leading(inode: Inode) -> int:
-    """Leading tokens of a file whose K/V is on the device."""
-    if inode.pool is None:
-        return 0
-    n_pages = next((i for i, entry in enumerate(inode.table) if is_host(entry)), len(inode.table))
-    return min(inode.n_kv, n_pages * inode.pool.page_size)
 
 
 def disk_error(error: Exception, text: str) -> SyscallError:

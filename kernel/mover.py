@@ -1,14 +1,16 @@
 """Moves files from one worker to another: when a worker drains, and when one has far more to do than another.
 
 A family of files moves together, so that the pages they share go over once. Its jobs pause when their steps in
-flight are answered, the pages are fetched from one worker and stored on the other, and the jobs go on there. What
-cannot be moved, for want of room or because a worker is lost on the way, is computed again from its tokens. The
-rim's side: what is written where is `kvfs/moves.py`'s to say.
+flight are answered, the pages are fetched from one worker and stored on the other, and the jobs go on there. Pages in
+main memory go along, and whatever finds no room on the other device goes to main memory there: a file keeps its K/V
+as long as either tier has room for it, which an edited file needs more than any other (ADR 18). What still cannot be
+moved, or is lost with a worker on the way, is computed again from its tokens. The rim's side: what is written where is
+`kvfs/moves.py`'s to say.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 from kernel.attachment import Attached, AttachError, WorkerLost
@@ -16,7 +18,7 @@ from kernel.fleet import Fleet
 from kernel.jobs import Job
 from kernel.workers import State
 from kvfs.moves import Migration
-from sdk.abi.errors import NoDevice, NoSpace, SyscallError
+from sdk.abi.errors import SyscallError
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,7 @@ class Mover:
                 late = self._late(inos, source)
                 fleet.hold(late)
                 fleet.unhold(late)
+                fleet.pump_soon(source)  # for those that stay after all
 
     def _late(self, inos: set[int], source: Attached) -> list[Job]:
         """The jobs on these files that have come to the old worker; but not where a file stayed and is at work."""
@@ -132,34 +135,43 @@ class Mover:
         return late
 
     def _held(self, inos: set[int], source: Attached) -> list[int]:
-        """Those of the files that are still there and whose pages can go; the others are dropped."""
+        """Those of the files that are still there and have pages; the others need no worker until they have."""
         if source.worker.state is State.LOST:
             return []
         facts = [f for f in self._fs.placed(source.worker.name) if f.ino in inos and not f.moving and not f.n_leases]
-        self._fs.drop([f.ino for f in facts if f.n_host_pages or not f.n_pages], self._fleet.now())
-        return [f.ino for f in facts if f.n_pages and not f.n_host_pages]
+        self._fs.drop([f.ino for f in facts if not f.n_pages + f.n_host_pages], self._fleet.now())
+        return [f.ino for f in facts if f.n_pages + f.n_host_pages]
+
+    def _begin(self, inos: list[int], source: Attached, target: Attached) -> Migration | None:
+        """The migration of these files, or of those that are edited where there is no room for all. What finds none is
+        dropped."""
+        fs, fleet = self._fs, self._fleet
+        edited = [ino for ino in inos if fs.files[ino].edited is not None]
+        for going, left in ((inos, [ino for ino in inos if ino not in edited]), (edited, edited)):
+            try:
+                if going:
+                    return fs.migrate(going, target.worker.name, fleet.now())
+            except SyscallError as e:
+                log.info("%d files of %s do not move: %s", len(going), source.worker.name, e)
+            fleet.counters.n_pages_dropped += fs.drop(left, fleet.now())
+        return None
 
     async def _move_pages(self, inos: list[int], moved: set[int], source: Attached, target: Attached) -> None:
         """`moved` gets the forks that are made of them meanwhile, since they go along."""
         fs, fleet = self._fs, self._fleet
-        if not inos:
+        if not inos or target.worker.state is not State.READY:  # then they stay, until somebody has another target
+            return
+        migration = self._begin(inos, source, target)
+        if migration is None:
             return
         try:
-            if target.worker.state is not State.READY:
-                raise NoDevice(f"{target.worker.name} is gone")
-            migration = fs.migrate(inos, target.worker.name, fleet.now())
-        except (NoSpace, NoDevice) as e:
-            log.info("%d files of %s are computed again elsewhere: %s", len(inos), source.worker.name, e)
-            fleet.counters.n_pages_dropped += fs.drop(inos, fleet.now())
-            return
-        try:
-            for pages_from, pages_to in self._chunks(migration, target):
+            for entries_from, entries_to in self._chunks(migration, target):
                 began = perf_counter()
-                contents = await source.fetch(pages_from)
-                await target.store(pages_to, contents)
+                contents = await source.fetch(entries_from)
+                await target.store(entries_to, contents)
                 if fleet.trace is not None:
                     ends, n_bytes = (source.worker.name, target.worker.name), len(contents)
-                    fleet.trace.migrated(*ends, began, perf_counter(), len(pages_to), n_bytes)
+                    fleet.trace.migrated(*ends, began, perf_counter(), len(entries_to), n_bytes)
             if not migration.is_out:
                 raise WorkerLost("one of the two was lost when all pages had been stored")
         except SyscallError as e:
@@ -173,13 +185,14 @@ class Mover:
         else:
             moved.update(migration.members)
             fs.commit_migration(migration, fleet.now())
-            fleet.counters.n_pages_migrated += len(migration.pages_to)
+            fleet.counters.n_pages_migrated += len(migration.entries_to)
 
-    def _chunks(self, migration: Migration, target: Attached) -> Iterator[tuple[list[int], list[int]]]:
+    def _chunks(self, migration: Migration, target: Attached) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+        """The entries to fetch and to store, some MiB at a time."""
         assert target.worker.welcome is not None
         n = max(1, CHUNK_BYTES // target.worker.welcome.page_bytes)
-        for i in range(0, len(migration.pages_from), n):
-            yield list(migration.pages_from[i : i + n]), list(migration.pages_to[i : i + n])
+        for i in range(0, len(migration.entries_from), n):
+            yield migration.entries_from[i : i + n], migration.entries_to[i : i + n]
 
 
 async def rebalance_forever(mover: Mover, period_s: float) -> None:

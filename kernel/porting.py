@@ -1,6 +1,6 @@
 """Porting: one KV file as bytes, to be carried to another machine, and back into a file. The format is that on disk.
 
-What is exported is a snapshot, with the K/V that is on a device or, where there is more of it, on disk; the rest is
+What is exported is a snapshot, with the K/V that a worker has or, where there is more of it, the disk; the rest is
 computed again wherever it is imported. An import verifies all of it: a file that does not verify, or is of another
 model, is refused as a whole. Bytes come and go in pieces of some MiB, so a file of any size takes little memory.
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
 
 from kernel.attachment import Attached, WorkerLost
-from kernel.durable import Durable, geometry_of, n_leading
+from kernel.durable import Durable, geometry_of
 from kernel.fleet import Fleet
 from kvfs.access import OPERATOR
 from kvfs.inode import Edited, Inode
@@ -19,7 +19,6 @@ from kvfs.loads import n_common
 from kvfs.openfile import OpenFile
 from kvfs.store import format as layout
 from kvfs.store.format import Contents, Damaged, Geometry, Head
-from kvfs.table import is_host
 from sdk.abi.errors import Errno, InvalidArgument, NoDevice, NoSpace, Stale, SyscallError
 
 CHUNK_BYTES = 4 << 20  # of pages at a time
@@ -73,7 +72,7 @@ class Porting:
         attached = next(
             (a for a in self._fleet.all_attached() if child.pool and a.worker.name == child.pool.name), None
         )
-        n_kv = 0 if attached is None else n_leading(child)
+        n_kv = 0 if attached is None else child.n_kv
         stored = await self._stored(inode, child)
         if stored is not None:
             n_stored = min(stored.head.n_kv, n_common(child, stored.tokens, stored.positions))
@@ -104,12 +103,11 @@ class Porting:
             return b""
 
     async def _from_device(self, child: Inode, attached: Attached, first: int, n: int) -> "bytes | memoryview":
-        pages = child.table[first : first + n].tolist()
-        moved = child.pool is None or child.pool.name != attached.worker.name or any(map(is_host, pages))
-        if moved or len(pages) < n:
-            return b""
+        entries = child.table[first : first + n]
+        if child.pool is None or child.pool.name != attached.worker.name or len(entries) < n:
+            return b""  # they were dropped or moved meanwhile
         try:
-            return await attached.fetch(pages)
+            return await attached.fetch(entries)
         except (WorkerLost, SyscallError):
             return b""
 

@@ -17,7 +17,7 @@ Where its K/V is (`Residency`; the first of these that applies):
     RESIDENT   all on the device; also an empty file, placed or not. Only then can it be written, or its tail read.
 
     RESIDENT ──swap_out──► MOVING ──commit_move──► SWAPPED ──swap_in──► MOVING ──commit_move──► RESIDENT
-       ├────────migrate──► MOVING ──commit_migration──► RESIDENT, on another device
+       ├────────migrate──► MOVING ──commit_migration──► RESIDENT or SWAPPED, on another device
        └─drop, the device goes──► PARTIAL, unplaced ──place──► PARTIAL ──(lease_rebuild, commit)*──► RESIDENT
 
 How it is written, by one call at a time, with up to two leases out:

@@ -107,7 +107,7 @@ class Move(Transfer):
 
 
 class Migration(Transfer):
-    """From one device to another: page `pages_from[i]` there is to be page `pages_to[i]` here."""
+    """From one worker to another, from either tier to either: `entries_from[i]` there is to be `entries_to[i]` here."""
 
     __slots__ = ()
 
@@ -118,14 +118,6 @@ class Migration(Transfer):
     @property
     def device_to(self) -> str:
         return self.pool_to.name
-
-    @property
-    def pages_from(self) -> list[int]:
-        return self.entries_from.tolist()
-
-    @property
-    def pages_to(self) -> list[int]:
-        return self.entries_to.tolist()
 
 
 def commit(transfer: Transfer, now: float) -> None:

@@ -26,7 +26,7 @@ from kvfs.inode import Inode, Residency
 from kvfs.moves import Migration, Move, MoveKind
 from kvfs.pages import PagePool
 from kvfs.table import is_host
-from sdk.abi.errors import Busy, CrossDevice, KernelPanic
+from sdk.abi.errors import Busy, CrossDevice, KernelPanic, NoSpace
 
 Kept = Mapping[int, int]
 NOTHING_KEPT: Kept = MappingProxyType({})
@@ -133,20 +133,26 @@ def swap_in(inode: Inode, families: Families) -> Move:
 
 
 def migrate(files: Sequence[Inode], pool: PagePool) -> Migration:
-    """Move the pages of these files to another device; those that others share are copied. Raises NoSpace with
-    nothing changed; KernelPanic when a batch or a move has one of them, when they have pages in host memory, are on
-    no device, on several or there already; CrossDevice when the other device has pages of another size."""
+    """Move the pages of these files to another device; those that others share are copied. A page goes to the tier
+    that it is on, or to the other one where that is full. Raises NoSpace with nothing changed; KernelPanic when a batch
+    or a move has one of them, when they are on no device, on several or there already; CrossDevice when the other
+    device has pages of another size."""
     _need_idle(files)
     origin = files[0].pool if files else None
     for inode in files:
-        if inode.n_host or inode.pool is pool or inode.pool is not origin or origin is None:
+        if inode.pool is pool or inode.pool is not origin or origin is None:
             raise inode.panic(f"it cannot be migrated to {pool.name} as it is")
     if origin is None:
         raise KernelPanic("no file is to be migrated")
+    if (n_longest := max(len(inode.table) for inode in files)) > pool.n_pages:
+        raise NoSpace(f"a file has {n_longest} pages, and {pool.name} has {pool.n_pages}: it could never be used there")
     if origin.page_size != pool.page_size:
         raise CrossDevice(f"pages of {origin.name} do not fit {pool.name}: drop these files, and compute them there")
-    entries = array("I", dict.fromkeys(entry for inode in files for entry in inode.table))
-    return Migration(origin, entries, pool, pool.alloc(len(entries)), list(files))
+    entries = sorted(dict.fromkeys(entry for inode in files for entry in inode.table), key=is_host)
+    n_below = max(sum(map(is_host, entries)), len(entries) - pool.n_free)
+    n_below = min(n_below, pool.host.n_free)
+    room = pool.alloc(len(entries) - n_below) + pool.host.alloc(n_below)
+    return Migration(origin, array("I", entries), pool, room, list(files))
 
 
 def _need_idle(files: Iterable[Inode]) -> None:

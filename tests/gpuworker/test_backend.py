@@ -206,16 +206,16 @@ BIG = Facts("cpu", "cpu", MODEL, n_pages=10, n_host_pages=5, page_bytes=16 << 20
 
 def test_pages_and_contents_that_are_taken() -> None:
     check_fetch([], FACTS)
-    check_fetch([9, 0, 9], FACTS)
+    check_fetch([9, 0, 14, 9], FACTS)
     check_fetch([0, 1, 2, 3], BIG)
-    check_store([9, 0], bytes(198), FACTS)
+    check_store([9, 14], bytes(198), FACTS)
     check_store([9, 0], memoryview(bytes(198)), FACTS)
 
 
 @pytest.mark.parametrize(
     ("pages", "contents", "complaint"),
     [
-        ([10], bytes(99), "page 10 is outside"),
+        ([15], bytes(99), "page 15 is outside"),
         ([-1], bytes(99), "page -1"),
         ([1, 1], bytes(198), "a page is stored twice"),
         ([1, 2], bytes(197), "197 bytes for 2 pages of 99: send 198"),

@@ -136,11 +136,23 @@ def test_pages_fetched_and_stored_elsewhere_answer_bit_for_bit(tiny: Engine) -> 
         assert torch.equal(got, want)
 
 
+def test_pages_in_main_memory_are_fetched_from_there_and_stored_there(tiny: Engine) -> None:
+    kernel, file = Kernel(tiny), File()
+    kernel.run(Job(file, words(17, 37)))
+    want = bytes(tiny.fetch(file.pages))
+    kernel.moves_out = [(file.pages[1], 4)]
+    tiny.run(kernel.batch([]))
+    first, second, third = file.pages
+    assert tiny.fetch([first, N_PAGES + 4, third]) == want
+    tiny.store([N_PAGES + 5, second, N_PAGES + 6], want)
+    assert tiny.fetch([N_PAGES + 5, second, N_PAGES + 6]) == want
+
+
 def test_pages_that_are_not_there_are_neither_fetched_nor_stored(tiny: Engine) -> None:
     contents = bytes(tiny.fetch([1]))
     for refused in (
-        lambda: tiny.fetch([N_PAGES]),
-        lambda: tiny.store([N_PAGES], contents),
+        lambda: tiny.fetch([N_PAGES + tiny.info().n_host_pages]),
+        lambda: tiny.store([N_PAGES + tiny.info().n_host_pages], contents),
         lambda: tiny.store([1], contents[1:]),
     ):
         with pytest.raises(StepError) as e:

@@ -71,9 +71,10 @@ def test_the_room_for_pages_in_main_memory(tiny_llama_dir: Path, options: dict[s
     assert (facts.n_pages, facts.n_host_pages, facts.page_bytes) == (32, n_host_pages, PER_PAGE)
 
 
-def test_main_memory_is_not_filled_to_the_brim() -> None:
+@pytest.mark.parametrize("swap_space", [1e9, float("inf")])
+def test_main_memory_is_not_filled_to_the_brim(swap_space: float) -> None:
     """However much is asked for, half of what is free stays free."""
-    n_host_pages = count_host_pages(Options(swap_space=1e9), n_pages=10**12, bytes_per_page=PER_PAGE)
+    n_host_pages = count_host_pages(Options(swap_space=swap_space), n_pages=10**12, bytes_per_page=PER_PAGE)
     half = psutil.virtual_memory().available / 2
     assert 0.5 < n_host_pages * PER_PAGE / half < 1.5  # others come and go
 
@@ -82,6 +83,7 @@ def test_main_memory_is_not_filled_to_the_brim() -> None:
     ("options", "complaint"),
     [
         ({"model": "/nowhere"}, "/nowhere"),
+        ({"num_pages": None, "kv_cache_memory": float("inf")}, "say how many GiB"),
         ({"device": "tpu"}, "use auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:x"}, "use auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:-1"}, "use auto, cpu, cuda or cuda:N"),

@@ -324,12 +324,18 @@ def test_pages_can_be_sent_to_another_worker() -> None:
     copy = File(target, itertools.count(), [31, 30], 6)
     assert copy.append([], ALL) == want
     assert copy.append([76], ALL) == answer_of([70, 71, 72, 73, 74, 75, 76])
-    for pages, bad in (([64], contents[: len(contents) // 2]), ([0], contents)):
+    n_pages, n_host_pages = target.info().n_pages, target.info().n_host_pages
+    for pages, bad in (([n_pages + n_host_pages], contents[: len(contents) // 2]), ([0], contents)):
         with pytest.raises(StepError) as e:
             target.store(pages, bad)
         assert e.value.errno == Errno.EINVAL
+    target.run(moves(out=[(31, 5)]))
+    assert target.fetch([n_pages + 5, 30]) == target.fetch([31, 30])
     with pytest.raises(StepError):
-        target.fetch([64])
+        target.fetch([n_pages + n_host_pages])
+    target.store([n_pages + 6, 33], contents)
+    target.run(moves(back=[(6, 32)]))
+    assert target.fetch([32, 33]) == contents
 
 
 def test_a_step_takes_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from gpuworker.null import NullBackend
 from kernel.attachment import Attached
 from kernel.boot import BootError, keep_files
+from kernel.config import UserQuota
 from kernel.disk import RealDisk
 from kvfs.access import OPERATOR
 from kvfs.store.format import stride
@@ -115,6 +116,44 @@ async def test_changes_after_a_restart_are_saved_without_loading_what_is_there(t
         assert n_computed(house)[1] == 4
         await house.value(write, path="/short", n=60)
         assert (await house.value(read, path="/short"))[2] == found
+
+
+async def test_saves_that_come_together_share_syncs_and_errors(tmp_path, monkeypatch):
+    n_syncs, is_broken = 0, False
+    sync = RealDisk.fsync_dir
+
+    def counted(disk):
+        nonlocal n_syncs
+        n_syncs += 1
+        if is_broken:
+            raise OSError(errno.EIO, "no")
+        sync(disk)
+
+    async def save():
+        import asyncio
+
+        nonlocal n_syncs, is_broken
+        files = [await kv.create(f"/{i}") for i in range(40)]
+        for i, file in enumerate(files):
+            await file.append([i] * 5)
+        is_broken = True
+        failed = await asyncio.gather(*(file.sync() for file in files), return_exceptions=True)
+        is_broken, n_syncs = False, 0
+        await asyncio.gather(*(file.close() for file in files))
+        await asyncio.gather(*(kv.rename(f"/{i}", f"/file{i}") for i in range(40)))
+        return {str(e) for e in failed}, n_syncs
+
+    async def look():
+        return [await (await kv.open(f"/file{i}", mode="r")).tokens() for i in range(40)]
+
+    monkeypatch.setattr(RealDisk, "fsync_dir", counted)
+    async with durable_house(tmp_path) as house:
+        await house.value(write)  # begins the journal
+        (error,), n_syncs = await house.value(save)
+        assert error.startswith("EIO")
+        assert 0 < n_syncs < 20
+    async with durable_house(tmp_path) as house:
+        assert await house.value(look) == [[i] * 5 for i in range(40)]
 
 
 async def test_names_are_kept(tmp_path):
@@ -242,6 +281,12 @@ async def test_a_damaged_page_is_computed_again(tmp_path, caplog):
             assert house.kernel.counters.n_pages_damaged == 1
             assert n_computed(house) == (100 - 80, 5)
     assert "computed again" in caplog.text
+    async with durable_house(tmp_path) as house:
+        assert n_computed(house) == (0, 0)
+        assert (await house.value(read))[2] == expected
+        assert n_computed(house) == (0, 7), "it was saved again when it was closed"
+        assert (await house.value(read))[2] == expected
+        assert house.kernel.counters.n_saves == 0
 
 
 async def test_a_large_file_is_loaded_in_chunks(tmp_path, monkeypatch):
@@ -274,6 +319,59 @@ async def test_a_worker_that_is_lost_in_the_middle_of_a_load(tmp_path, monkeypat
         assert (await house.value(read))[2] == expected
         assert n_computed(house) == (0, 32)
         assert stores > 16
+
+
+async def test_a_lost_worker_costs_what_is_not_on_disk(tmp_path):
+    """What was saved is loaded by another worker, also where nobody asks because the file is pinned."""
+
+    async def lose(pin: bool):
+        async with await kv.open("/doc") as f:
+            if pin:
+                await f.pin()
+            house.lose((await f.stat()).worker)
+            if pin:
+                await house.until(lambda: inode.n_kv == 100)
+            await f.append([7, 8, 9])
+            await f.truncate(100)
+
+    async with durable_house(tmp_path, n_workers=3) as house:
+        await house.value(write)
+        inode = house.kernel.fs.names.find("/doc", OPERATOR, 0.0)
+        await house.value(lose, pin=False)
+        assert n_computed(house) == (0, 7)
+        await house.value(lose, pin=True)
+        assert n_computed(house) == (1, 14), "the last token, after which no hidden state was saved: it had been cut"
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_a_file_that_is_saved_or_removed_while_it_is_loaded(tmp_path, monkeypatch, is_removed):
+    """By a fork, which goes on with what is there then; and nobody speaks of damage."""
+    monkeypatch.setattr("kernel.loading.CHUNK_BYTES", 700)
+
+    async def look():
+        async with await kv.open("/doc", mode="r") as f, await f.fork() as g:
+            return await next_of(g)
+
+    async def cut():
+        async with await kv.open("/doc") as f:
+            await f.truncate(160)
+
+    async with durable_house(tmp_path) as house:
+        expected = await house.value(write, n=500)
+    async with durable_house(tmp_path, kv_repair="fail") as house:
+        original, stores = Attached.store, 0
+
+        async def store(attached, pages, contents):
+            nonlocal stores
+            stores += 1
+            if stores == 3:
+                await house.value(unlinked if is_removed else cut)
+            await original(attached, pages, contents)
+
+        monkeypatch.setattr(Attached, "store", store)
+        assert await house.value(look) == expected
+        assert house.kernel.counters.n_pages_damaged == 0
+        assert len(list((tmp_path / "kv").glob("*.kv"))) == (not is_removed)
 
 
 async def test_closed_files_make_room_for_what_is_loaded(tmp_path):
@@ -401,6 +499,36 @@ async def test_the_size_is_limited(tmp_path):
         assert "--kv-dir-size" in status.error
 
 
+async def test_a_user_has_so_much_of_the_disk(tmp_path):
+    async def used():
+        quota = await kv.quota()
+        return [quota.n_disk_bytes, quota.n_disk_bytes_max]
+
+    async def rewrite(n_kept):
+        async with await kv.open("/doc", "w") as f:
+            await f.truncate(n_kept)
+            await f.append(list(range(n_kept, 120)))
+
+    async with durable_house(tmp_path) as house:
+        await house.value(write)
+        n_bytes, limit = await house.value(used)
+        assert (n_bytes > 0, limit) == (True, None)
+    async with durable_house(tmp_path, quota={"local": UserQuota(disk_bytes=2 * n_bytes - 1)}) as house:
+        assert await house.value(used) == [n_bytes, 2 * n_bytes - 1]
+        status = await house.run(write, path="/other")
+        assert f"EDQUOT: 'local' has {n_bytes} bytes on disk, may have {2 * n_bytes - 1}" in status.error
+        await house.run(rewrite, n_kept=50)  # a version counts in place of the one before
+        n_rewritten, _ = await house.value(used)
+        assert n_bytes < n_rewritten < 2 * n_bytes
+        await house.run(remove)
+        assert (await house.value(used))[0] == 0
+    assert [path.name for path in (tmp_path / "kv").glob("*.[kt][vm]*")] == []
+
+
+async def remove(path: str = "/doc"):
+    await kv.unlink(path)
+
+
 async def test_a_worker_that_is_lost_in_the_middle_of_a_save(tmp_path):
     """Its K/V is gone, and the tokens are saved."""
 
@@ -415,6 +543,36 @@ async def test_a_worker_that_is_lost_in_the_middle_of_a_save(tmp_path):
     async with durable_house(tmp_path) as house:
         assert (await house.value(read))[0] == list(range(100))
         assert n_computed(house) == (100, 0)
+
+
+@pytest.mark.parametrize("chunk_bytes", [500, 16 << 20])
+async def test_what_is_in_main_memory_is_saved_with_its_kv(tmp_path, monkeypatch, chunk_bytes):
+    """Also of an edited file, which could not be computed again as it is."""
+    monkeypatch.setattr("kernel.durable.CHUNK_BYTES", chunk_bytes)
+    small = {"n_pages": 24, "page_size": 4, "preemption_mode": "swap"}
+
+    async def save():
+        async with await kv.create() as a, await kv.create() as b:
+            await a.append(list(range(20)))
+            await b.append(list(range(30)))
+            async with await kv.merge(a, b, path="/both") as both:
+                expected = await next_of(both)
+                async with await kv.create() as other:
+                    await other.append(list(range(80)))
+                    n_host_pages = (await both.stat()).n_host_pages
+                    await both.sync()
+        return expected, n_host_pages
+
+    async def look():
+        async with await kv.open("/both") as both:
+            return await next_of(both), (await both.stat()).edited
+
+    async with durable_house(tmp_path, **small) as house:
+        expected, n_host_pages = await house.value(save)
+        assert n_host_pages > 0
+    async with durable_house(tmp_path, **small) as house:
+        assert await house.value(look) == [expected, True]
+        assert n_computed(house) == (0, 13)
 
 
 async def test_a_file_that_is_not_open_costs_no_tokens(tmp_path):
@@ -439,7 +597,8 @@ async def test_an_edit_loads_all_its_sources(tmp_path):
 
     async def look():
         async with await kv.open("/both") as both:
-            return [len(await both.tokens()), await next_of(both), (await both.stat()).edited]
+            edited = (await both.stat()).edited  # also before it is loaded
+            return [len(await both.tokens()), await next_of(both), edited and (await both.stat()).edited]
 
     async with durable_house(tmp_path) as house:
         await house.value(write_two)

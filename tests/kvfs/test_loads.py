@@ -3,10 +3,11 @@ from array import array
 import pytest
 
 from kvfs import fsck
-from kvfs.access import OPERATOR
+from kvfs.access import OPERATOR, Who
 from kvfs.fs import Kvfs
 from kvfs.inode import Edited, Residency
 from kvfs.loads import n_common
+from kvfs.quota import Allowed
 from sdk.abi.errors import Busy, KernelPanic, NoSpace
 
 NUMBERS = array("I", range(40))
@@ -72,6 +73,15 @@ def test_relatives_are_served_as_far_as_they_agree(fs):
     assert [x.inode.n_kv for x in (f, same, late, cut, other)] == [10, 10, 10, 5, 0]
     assert [fs.tail_valid(x) for x in (f, same, late, cut)] == [True, True, True, False]
     assert fs.devices()["d"].n_free == 20 - 3
+    assert fsck.check(fs) == []
+
+
+def test_a_relative_gets_no_more_than_its_owner_may_have(fs):
+    f, eve = stored(fs), Who("eve")
+    fs.quotas.user("eve").allowed = Allowed(pages=2)
+    hers = fs.fork(f, None, who=eve, now=0.0)
+    fs.commit_load(load(fs, f), 10, True, None, 2.0)
+    assert (f.inode.n_kv, hers.inode.n_kv) == (10, 0)
     assert fsck.check(fs) == []
 
 

@@ -233,14 +233,52 @@ def test_files_migrate_with_all_their_pages_and_tails(fs: Kvfs, make: Make, appe
     append(child, 6)
     migration = fs.migrate([f.inode.ino, child.inode.ino], "w1", 1.0)
     assert (migration.device_from, migration.device_to) == ("w0", "w1")
-    assert migration.pages_from == list(dict.fromkeys([*f.inode.table, *child.inode.table]))
-    assert len(migration.pages_to) == 4 == 8 - fs.devices()["w1"].n_free
+    assert list(migration.entries_from) == list(dict.fromkeys([*f.inode.table, *child.inode.table]))
+    assert len(migration.entries_to) == 4 == 8 - fs.devices()["w1"].n_free
     assert (fs.device_of(f), fs.residency(f)) == ("w0", Residency.MOVING)
     fs.commit_migration(migration, 2.0)
     assert (fs.device_of(f), fs.device_of(child), fs.devices()["w0"].n_free) == ("w1", "w1", 32)
     assert (fs.residency(f), fs.tail_valid(f), fs.fstat(f).n_shared_pages) == (Residency.RESIDENT, True, 1)
     assert [usage.n_files for usage in fs.devices().values()] == [0, 2]
     append(f, 1)
+
+
+def test_pages_in_host_memory_migrate_and_stay_there(fs: Kvfs, make: Make) -> None:
+    fs.add_device("w1", n_pages=8, page_size=4, n_host_pages=8)
+    f = make(6)
+    child = fork(fs, f)
+    out(fs, f, child)
+    fs.commit_migration(fs.migrate([f.inode.ino, child.inode.ino], "w1", 1.0), 2.0)
+    assert (tiers(f), tiers(child), fs.device_of(child)) == ("hh", "hh", "w1")
+    assert (fs.devices()["w0"].n_host_free, fs.devices()["w1"].n_host_free) == (8, 6)
+    fs.commit_move(fs.swap_in(f, 3.0), 3.0)
+    assert (tiers(child), fs.residency(child), fs.tail_valid(child)) == ("dd", Residency.RESIDENT, True)
+
+
+@pytest.mark.parametrize(
+    ("n_pages", "n_host_pages", "there"),
+    [
+        (9, 9, ("ddd", "hh")),
+        (3, 9, ("ddd", "hh")),
+        (4, 1, ("ddd", "dh")),
+        (9, 0, ("ddd", "dd")),
+        (3, 1, None),
+        (2, 9, None),
+    ],
+)
+def test_where_a_tier_is_full_pages_migrate_to_the_other(
+    fs: Kvfs, make: Make, n_pages: int, n_host_pages: int, there: tuple[str, str] | None
+) -> None:
+    fs.add_device("w1", n_pages=n_pages, page_size=4, n_host_pages=n_host_pages)
+    f, swapped = make(12), make(8)
+    out(fs, swapped)
+    if there is None:
+        with pytest.raises(NoSpace):
+            fs.migrate([f.inode.ino, swapped.inode.ino], "w1", 1.0)
+        assert fs.devices()["w1"].n_free == n_pages
+        return
+    fs.commit_migration(fs.migrate([f.inode.ino, swapped.inode.ino], "w1", 1.0), 2.0)
+    assert (tiers(f), tiers(swapped)) == there
 
 
 def test_what_is_shared_with_those_who_stay_is_copied(fs: Kvfs, make: Make) -> None:
@@ -275,9 +313,8 @@ def test_an_abandoned_migration_changes_nothing(fs: Kvfs, make: Make) -> None:
 def test_what_cannot_migrate(fs: Kvfs, make: Make) -> None:
     fs.add_device("w1", n_pages=2, page_size=4)
     fs.add_device("w2", n_pages=8, page_size=16)
-    f, swapped, read = make(9), make(5), make(5)
+    f, read = make(9), make(5)
     unplaced = fs.create(None, who=Who("ann", root=True), now=0.0)
-    out(fs, swapped)
     fs.lease_tail(read)
     with pytest.raises(NoSpace):
         fs.migrate([f.inode.ino], "w1", 1.0)
@@ -285,7 +322,7 @@ def test_what_cannot_migrate(fs: Kvfs, make: Make) -> None:
         fs.migrate([f.inode.ino], "w9", 1.0)
     with pytest.raises(CrossDevice, match="pages of w0 do not fit w2: drop these files"):
         fs.migrate([f.inode.ino], "w2", 1.0)
-    for files, device in (([f], "w0"), ([swapped], "w1"), ([unplaced], "w1"), ([f, unplaced], "w1"), ([read], "w1")):
+    for files, device in (([f], "w0"), ([unplaced], "w1"), ([f, unplaced], "w1"), ([read], "w1")):
         with pytest.raises(KernelPanic):
             fs.migrate([x.inode.ino for x in files], device, 1.0)
     with pytest.raises(KernelPanic, match="no file is to be migrated"):
@@ -303,7 +340,7 @@ def test_what_is_dropped_is_free_but_for_what_others_share(fs: Kvfs, make: Make,
     assert fs.drop([child.inode.ino], 2.0) == 2
     assert (fs.residency(child), fs.device_of(child), fs.residency(f)) == (Residency.PARTIAL, None, Residency.RESIDENT)
     out(fs, f)
-    assert fs.drop([f.inode.ino, f.inode.ino], 2.0) == 0
+    assert fs.drop([f.inode.ino, f.inode.ino], 2.0) == 2, "pages of main memory count, too"
     assert counts(fs).host_pages == 0
 
 
@@ -324,3 +361,41 @@ def test_a_file_that_is_dropped_leaves_its_move(fs: Kvfs, make: Make) -> None:
     assert (fs.residency(f), fs.residency(child)) == (Residency.PARTIAL, Residency.MOVING)
     fs.commit_move(move, 2.0)
     assert (tiers(f), tiers(child)) == ("", "hh")
+
+
+# --- what it costs ---
+
+
+def test_byte_seconds_follow_the_kv_through_all_tiers() -> None:
+    """Integrated by hand: three pages of 100 bytes, shared, swapped, dropped, computed again, closed, unlinked."""
+    fs = Kvfs()
+    fs.add_device("w0", n_pages=16, page_size=4, n_host_pages=16, page_bytes=100)
+    ann, bob = Who("ann", root=True, pid=1), Who("bob", root=True, pid=2)
+
+    def used(now: float) -> list[float]:
+        bills = [fs.quota("ann", now).kv_byte_s, fs.quota("bob", now).kv_byte_s]
+        return bills + [fs.quotas.process(pid).kv_byte_s for pid in (1, 2)]
+
+    f = fs.create("/a", who=ann, now=0.0, device="w0")
+    claim = fs.claim(f)
+    fs.commit(fs.lease(claim, range(10)), 0.0)
+    fs.release(claim, 0.0)
+    assert used(10.0) == [3000, 0, 3000, 0]
+    child = fs.fork(f, None, who=bob, now=10.0)
+    assert used(20.0) == [6000, 3000, 6000, 3000], "shared pages count for each"
+    move = fs.swap_out([f.inode.ino, child.inode.ino], 20.0)
+    assert move is not None
+    fs.commit_move(move, 22.0)
+    assert used(30.0) == [9000, 6000, 9000, 6000], "main memory counts as the device does"
+    fs.commit_move(fs.swap_in(f, 30.0), 31.0)
+    fs.drop([f.inode.ino], 40.0)
+    assert used(50.0) == [12000, 12000, 12000, 12000], "what is dropped is free"
+    fs.place(f, "w0")
+    fs.commit(fs.lease_rebuild(f, 10), 50.0)
+    fs.close(f, 60.0)
+    assert used(70.0) == [18000, 18000, 15000, 18000], "who has a file open pays while he has, its owner while it is"
+    fs.unlink("/a", who=ann, now=70.0)
+    fs.close(child, 80.0)
+    fs.end_process(bob, 80.0)
+    assert 2 not in fs.quotas.processes
+    assert used(90.0)[:2] == [18000, 21000]
