@@ -4,8 +4,7 @@ One batcher per worker. `submit` queues a job; `plan` makes the next batch; `don
 it; `evacuate` takes back the jobs of a worker that is gone. Up to two batches are in flight: the running one, and
 one ahead of it, sent late and only when that pays (`kernel/pacing.py`). Rows that continue a generation go first,
 then prompts in the order they came, cut into chunks so that a step computes no more than the token budget: a long
-prompt delays the others by a step and not by its length. When not all fit, `kernel/scheduler.py` says who is first
-and `kernel/shares.py` how much each tenant may add.
+prompt delays the others by a step and not by its length. Whose turn it is, when not all fit, `kernel/turns.py` says.
 
 Every row holds a kvfs lease while its batch is in flight, given back exactly once; every job holds its file's
 claim from submission to end. A file whose KV is not on the device is computed again from its tokens, or moved back
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from gpuworker.wire import Batch, BatchDone, BatchFailed
+from kernel.caps import Caps
 from kernel.costs import StepCosts
 from kernel.counters import Counters
 from kernel.flight import InFlight
@@ -27,9 +27,9 @@ from kernel.jobs import Job, Sent
 from kernel.memory import Memory
 from kernel.pacing import Firing, Pace
 from kernel.rows import Rows
-from kernel.shares import Grants, Presence, allot
+from kernel.shares import Grants
+from kernel.turns import Order, Turns
 from kvfs.fs import Kvfs
-from kvfs.moves import MoveKind
 from sdk.abi.errors import Errno, SyscallError
 
 LOGITS_BYTES_MAX = 32 << 20  # raw logits of one batch
@@ -37,9 +37,6 @@ RETRY_S = 0.01  # programs may close files at any time, and nobody says so
 CLOCK_S = 1e-6  # timers may be early by so much
 N_AHEAD = 2  # batches in flight
 N_PLANS = 3  # tries, where nothing fits before something is dropped
-N_TOKENS_MIN = 16  # a step that a worker has no memory for is not cut shorter than that
-
-Order = Callable[[list[Job], float], list[Job]]
 
 
 class WorkerFault(Exception):
@@ -69,13 +66,13 @@ class Batcher:
         self.costs = costs
         self.pace = Pace()
         self._firing = firing
-        self._order = order
         self._counters, self._latencies = counters, counters.latencies
         self._row_bytes = vocab_size * 4  # of raw logits
         self._decoding: dict[int, Job] = {}  # in the order they came; they go first
         self._queued: dict[int, Job] = {}  # prompts and preds
         self._flight: deque[InFlight] = deque()
-        self._cap_rows, self._cap_tokens = max_rows, max_tokens  # smaller after a refusal, until batches go well again
+        self._caps = Caps(max_rows, max_tokens)
+        self._turns = Turns(order, costs, max_rows, max_tokens)
         self._retry_at = 0.0  # somebody waits for pages, and nothing is in flight that could bring some
         self._rows = Rows(fs, memory, costs)
         self._seq = 0
@@ -84,7 +81,6 @@ class Batcher:
         self._ended: list[Job] = []
         self._outbox: list[Callable[[], None]] = []
         self._killed: list[tuple[int, str]] = []
-        self._presence = Presence()
 
     @property
     def n_jobs(self) -> int:
@@ -182,7 +178,7 @@ class Batcher:
         running = self._flight[0]
         step_s = self.expected_s
         n_host = sum(1 for s in running.rows if s.job is not None and s.job.host_decides and not s.job.ready)
-        if running.dead or self._capped or not self.pace.worth_ahead(len(running.rows), n_host, step_s):
+        if running.dead or self._caps.are_lowered or not self.pace.worth_ahead(len(running.rows), n_host, step_s):
             return math.inf
         return self.pace.ahead_at(running.started, step_s)
 
@@ -201,7 +197,7 @@ class Batcher:
             self._killed += relief.killed
             for job, error in relief.failed:
                 self._end(job, now, error)
-            self._rows.restore(batch, relief.restore, self._cap_rows, self._cap_tokens)
+            self._rows.restore(batch, relief.restore, self._caps.n_rows, self._caps.n_tokens)
             if batch.rows or not (relief.freed or relief.failed):
                 break
         if not batch.rows and not batch.moves:
@@ -219,19 +215,19 @@ class Batcher:
     def _fill(self, batch: InFlight, now: float) -> None:
         """Give a batch its rows. If none of those whose turn it is can have one, anybody else may."""
         ready = [job for job in self.jobs() if job.ready and not job.paused]
-        grants = self._grants(ready, now)
+        grants = self._turns.grants(ready, self._decoding, now)
         self._add(batch, grants, now)
         if not batch.rows and len(grants) < len(ready):
             asked = {job for job, _ in grants}
             self._add(batch, [(job, self.max_tokens) for job in ready if job not in asked], now)
 
     def _add(self, batch: InFlight, grants: Grants, now: float) -> None:
-        logits_bytes = 0
+        logits_bytes, caps = 0, self._caps
         for job, n_tokens in grants:
-            if len(batch.rows) >= self._cap_rows or batch.n_tokens >= self._cap_tokens:
+            if len(batch.rows) >= caps.n_rows or batch.n_tokens >= caps.n_tokens:
                 break
             try:
-                sent = self._rows.make(job, min(n_tokens, self._cap_tokens - batch.n_tokens))
+                sent = self._rows.make(job, min(n_tokens, caps.n_tokens - batch.n_tokens))
             except SyscallError as e:
                 if not job.sent:
                     self._end(job, now, e)
@@ -251,25 +247,6 @@ class Batcher:
             if sent.job is not None and sent.job.times.began < 0:
                 self._latencies.began(sent.job.times, now)
 
-    @property
-    def _capped(self) -> bool:
-        return self._cap_rows < self.max_rows or self._cap_tokens < self.max_tokens
-
-    def _grants(self, ready: list[Job], now: float) -> Grants:
-        """Whom to ask for a step, best first, with the tokens each may have."""
-        tenants = {job.account.tenant for job in ready if job.account is not None}
-        n_absent = self._presence.n_absent(tenants, now)
-        if not tenants or len(tenants) + n_absent < 2:
-            if len(ready) > self.max_rows:
-                ready = self._order(ready, now)[: self.max_rows]
-                ready.sort(key=lambda job: job.number not in self._decoding)
-            return [(job, self.max_tokens) for job in ready]
-        own = [job for job in ready if job.account is None]  # the kernel's, which are few and short
-        others = self._order([job for job in ready if job.account is not None], now)
-        shared = [(job.account.tenant, job) for job in others]
-        grants = allot(shared, n_absent, self.max_rows, self.max_tokens, self.costs)
-        return [(job, self.max_tokens) for job in own] + grants
-
     # --- what became of it ---
 
     def done(self, answer: BatchDone, now: float) -> None:
@@ -278,13 +255,11 @@ class Batcher:
         head = answer.head
         if not batch.is_answered_by(head.rows):
             raise WorkerFault("the worker answered other rows than it was sent")
-        self._settle_moves(batch, now, head.move_s)
+        self.memory.settle(batch.moves, now, head.move_s)
         self._next_runs(now)
         if not batch.has_edits:
             self.costs.step(len(batch.rows), batch.n_tokens, head.step_s)
-        if self._capped:
-            self._cap_rows = min(self.max_rows, 2 * self._cap_rows)
-            self._cap_tokens = min(self.max_tokens, 2 * self._cap_tokens)
+        self._caps.lift()
         share_s = head.step_s / max(1, batch.n_tokens)
         logits = memoryview(answer.logits)
         more = False
@@ -371,8 +346,7 @@ class Batcher:
 
     def failed(self, failure: BatchFailed, now: float) -> None:
         """The worker refused a batch, which is taken back with whatever was sent behind it (that will be refused too).
-        The next ones are half as large; one of a single row, or of a prompt that memory did not suffice for at its
-        shortest, fails its job."""
+        The next ones are smaller (`kernel/caps.py`); where that does not help, the row at fault fails its job."""
         batch = self._oldest(failure.seq)
         if failure.void:
             if not batch.dead:
@@ -385,11 +359,7 @@ class Batcher:
         for other in reversed(self._flight):
             self._undo(other)
         self._next_runs(now)
-        if len(batch.rows) > 1:
-            self._cap_rows = len(batch.rows) // 2
-        elif failure.errno == Errno.ENOSPC and batch.n_tokens > N_TOKENS_MIN:
-            self._cap_tokens = batch.n_tokens // 2
-        elif rows:
+        if not self._caps.lower(len(batch.rows), batch.n_tokens, failure.errno) and rows:
             errno = failure.errno if failure.errno in (Errno.ENOSPC, Errno.EINVAL) else Errno.EIO
             error = SyscallError.make(errno, f"the worker refused the step: {failure.detail}")
             inode = rows[0].lease.inode
@@ -431,11 +401,12 @@ class Batcher:
         return jobs
 
     def release(self, inos: set[int]) -> list[Job] | None:
-        """Give up the jobs on these files, for another worker; None while a batch has one of the files."""
+        """Give up the jobs on these files, for another worker; None while a batch or a move has one of the files."""
         jobs = [job for job in self.jobs() if not inos.isdisjoint(job.inos)]
         for job in jobs:
             job.paused = True
-        if any(job.sent for job in jobs) or any(ino in self.fs.files and self.fs.files[ino].n_leases for ino in inos):
+        files = [self.fs.files[ino] for ino in inos if ino in self.fs.files]
+        if any(job.sent for job in jobs) or any(inode.n_leases or inode.moving for inode in files):
             return None
         for job in jobs:
             self._decoding.pop(job.number, None)
@@ -453,20 +424,6 @@ class Batcher:
             flying = [batch.seq for batch in self._flight]
             raise WorkerFault(f"the worker answered batch {seq}, and in flight are {flying}")
         return self._flight[0]
-
-    def _settle_moves(self, batch: InFlight, now: float, seconds: float) -> None:
-        n_pages = 0
-        for move in batch.moves:
-            self.memory.count(move)
-            self.fs.commit_move(move, now)
-            n_pages += len(move.pairs)
-            if move.kind is MoveKind.OUT:
-                self._counters.n_pages_out += len(move.pairs)
-                self._counters.n_swaps_out += 1
-            else:
-                self._counters.n_pages_in += len(move.pairs)
-                self._counters.n_swaps_in += 1
-        self.costs.moved(n_pages, seconds)
 
     # --- ends ---
 

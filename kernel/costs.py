@@ -7,7 +7,7 @@ between them; p is the time of each token more, as in prompts. Both follow the n
 Before anything was seen all costs are 0, which limits nobody.
 
 Who asks: `kernel/pacing.py` when to send the next batch, `kernel/shares.py` how much a tenant may add to a batch,
-`kernel/memory.py` whether pages are moved or computed again.
+`kernel/demotion.py` whether pages are moved or computed again.
 """
 
 import math

@@ -36,22 +36,22 @@ from gpuworker.wire import (
 )
 from kernel import watch
 from kernel.attachment import Attached, AttachError
-from kernel.batcher import CLOCK_S, Order, WorkerFault
+from kernel.batcher import CLOCK_S, WorkerFault
 from kernel.config import Config
 from kernel.counters import Counters
 from kernel.heart import heart
-from kernel.jobs import Job, PredJob
-from kernel.joining import equip, greet, speak
+from kernel.holders import Holder
+from kernel.jobs import Job
+from kernel.joining import equip, greet, prove, speak
 from kernel.language import Language
 from kernel.link import Transport
 from kernel.local import LocalWorker
-from kernel.memory import Holder
 from kernel.orphans import Orphans
 from kernel.pulse import sick
 from kernel.recovery import Recovery
 from kernel.tracing import Trace
+from kernel.turns import Order
 from kernel.workers import State, Worker, Workers
-from kvfs.access import KERNEL
 from kvfs.fs import Kvfs
 from sdk.abi.errors import NoDevice, SyscallError
 
@@ -59,7 +59,6 @@ log = logging.getLogger(__name__)
 
 TIMERS_PER_S = 1000  # a timer for a time between two of the loop's is early, and would be set again and again
 GOODBYE_MS = 500  # for the last message to a worker that is let go
-PROOF_TOKENS = 64  # a new worker computes so many, which also tells what a token costs
 
 
 class Fleet:
@@ -98,7 +97,6 @@ class Fleet:
         self._n_requests = 0
         self._nonce = 0
         self._transport = transport
-        self._idlers: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self.recovery = Recovery(self.spawn, self._attach, self.start_local)
         self._stopping = False
@@ -167,37 +165,17 @@ class Fleet:
         if local is not None:
             self.spawn(self._watch(attached, local))
         try:
-            await self._prove(attached)
-        except BaseException:  # nobody wants it any more, if it has not failed
+            await prove(attached, self.fs, self.submit, self.cancel, self._clock, self.config.proof_timeout_s)
+        except SyscallError as e:
+            self._gone(attached, f"it did not compute its first tokens: {e}")
+            raise AttachError(f"worker {address} did not compute its first tokens: {e}") from None
+        except BaseException:  # nobody wants it any more
             self._gone(attached, "it was let go before it had computed", expected=True)
             raise
         for job in self._orphans.waiting():
             self._orphans.take(job)
             self._assign(job)
         return worker
-
-    async def _prove(self, attached: Attached) -> None:
-        """Have the worker compute: what serves is what was seen to compute. Raises AttachError."""
-        worker = attached.worker
-        file = self.fs.create(None, who=KERNEL, now=self._clock(), device=worker.name)
-        try:
-            room = self.fs.devices()[worker.name]
-            for n_tokens in (1, min(PROOF_TOKENS, attached.batcher.max_tokens, room.n_free * room.page_size - 1)):
-                proof: asyncio.Future[Any] = self._loop.create_future()
-                job = PredJob.probe(file, self.fs.length(file), n_tokens, proof.set_result, proof.set_exception)
-                self.submit(job, None, claim=True, again=False)
-                try:
-                    async with asyncio.timeout(self.config.proof_timeout_s):
-                        await proof
-                finally:
-                    self.cancel(job)  # if nobody waits for it any more
-                if attached.worker.state is State.LOST:
-                    raise NoDevice("it was lost")
-        except (SyscallError, TimeoutError) as e:
-            self._gone(attached, f"it did not compute its first tokens: {e}")
-            raise AttachError(f"worker {worker.name} did not compute its first tokens: {e}") from None
-        finally:
-            self.fs.close(file, self._clock())
 
     # --- letting go ---
 
@@ -300,8 +278,9 @@ class Fleet:
                 self.recovery.seek(worker.name)
         for job in jobs:
             self._assign(job)
+        for other in self.all_attached():  # files that were on their way here stay where they are, with their jobs
+            self.pump_soon(other)
         attached.batcher.deliver()
-        self._wake_idlers()
 
     # --- work ---
 
@@ -368,6 +347,8 @@ class Fleet:
                 self._fail(job, error)
             elif self._orphans.take(job):  # not cancelled meanwhile
                 self._assign(job)
+        for attached in self._attached.values():  # the files are no longer on their way, whatever became of the jobs
+            attached.change()
 
     def load(self, attached: Attached) -> tuple[int, float]:
         usage = self.fs.devices()[attached.worker.name]
@@ -429,8 +410,6 @@ class Fleet:
                 self._gone(attached, message.reason)
             case Pong():
                 pass  # heard is all it is for
-        if not self.busy:
-            self._wake_idlers()
 
     def _done(self, attached: Attached, message: BatchDone, now: float) -> None:
         """A batch is answered. When a call ended with it, its program runs first, and what it asks next joins the
@@ -454,25 +433,6 @@ class Fleet:
         attached.kernel_s += now - began
         if self.trace is not None:
             watch.was_busy(self.trace, attached, what, began, now)
-
-    # --- waiting for quiet ---
-
-    @property
-    def busy(self) -> bool:
-        """Whether any worker has a batch in flight."""
-        return any(a.worker.state is not State.JOINING and a.batcher.busy for a in self._attached.values())
-
-    async def idle(self) -> None:
-        """Wait until the batches in flight now have been answered."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._idlers.append(waiter)
-        await waiter
-
-    def _wake_idlers(self) -> None:
-        for waiter in self._idlers:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._idlers.clear()
 
     # --- deciders ---
 

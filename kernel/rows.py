@@ -47,9 +47,9 @@ class Rows:
             sent = Sent(job, step, self._lease(job, step))
             job.sent.append(sent)
             return sent
-        except NoSpace as e:
+        except NoSpace:
             job.retract(step)
-            self.memory.wants_room(job, len(step.tokens), str(e))
+            self.memory.wants_room(job, len(step.tokens), refused=True)
             return None
         except Busy:
             job.retract(step)
@@ -69,8 +69,8 @@ class Rows:
             self.memory.afford(job, n_tokens)
         try:
             sent = Sent(job, job.next_step(n_tokens), self.fs.lease_edit(job.edit))
-        except NoSpace as e:
-            self.memory.wants_room(job, 0, str(e))
+        except NoSpace:
+            self.memory.wants_room(job, 0, refused=True)
         except Busy:
             if job.waits_for_source():
                 return self._bring_back(job, n_tokens)
@@ -103,8 +103,8 @@ class Rows:
         try:
             self.fs.adopt(file)
             lease = self.fs.lease_rebuild(file, n_tokens)
-        except NoSpace as e:
-            self.memory.wants_room(job, min(n_tokens, self.fs.length(file)), str(e))
+        except NoSpace:
+            self.memory.wants_room(job, min(n_tokens, self.fs.length(file)), refused=True)
             return None
         except Busy:
             return None  # another job's row does it
@@ -119,7 +119,7 @@ class Rows:
         if batch.rows:
             beside = self._costs.n_beside(len(batch.rows), batch.n_tokens, SLOWER)
             max_tokens = min(max_tokens, batch.n_tokens + int(min(beside, max_tokens)))
-        for inode, n_tokens, _ in wishes:
+        for inode, n_tokens, *_ in wishes:
             n = min(n_tokens - inode.n_kv, max_tokens - batch.n_tokens)
             if n < 1 or len(batch.rows) >= max_rows or self._rebuilds(inode.family):
                 continue

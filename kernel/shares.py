@@ -7,7 +7,7 @@ where more rows cost nothing nobody ever is. A tenant that has had less than the
 where each would have had the device to itself in turn: so a newcomer's prompt is not computed in crumbs.
 
 What each tenant is guaranteed is as much as the most modest one asks for; what is left is given in service order.
-Called by `kernel/batcher.py` when more than one tenant is there, with the jobs in the order of `kernel/scheduler.py`.
+Called by `kernel/turns.py` when more than one tenant is there, with the jobs in the order of `kernel/scheduler.py`.
 """
 
 from collections.abc import Collection, Sequence

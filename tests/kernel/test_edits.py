@@ -8,7 +8,7 @@ from kvfs.access import KERNEL, Who
 from kvfs.inode import Residency
 from sdk.abi.errors import Errno, NoSpace, QuotaExceeded, SyscallError
 from sdk.abi.values import Limits, PositionMode
-from tests.kernel.test_batcher import Rig, shapes
+from tests.kernel.rig import Rig, shapes
 
 KEEP, PACK = PositionMode
 
@@ -141,8 +141,7 @@ def test_sources_come_back_from_main_memory_first():
     a, b = written(rig, 20), written(rig, 7)
     for file in (a, b):
         move = rig.fs.swap_out([file.inode.ino], rig.now)
-        rig.batcher.memory.count(move)
-        rig.fs.commit_move(move, rig.now)
+        rig.memory.settle([move], rig.now, 0.0)
     edit = rig.fs.merge([a, b], PACK, who=KERNEL, now=rig.now)
     assert not rig.fs.edit_at_once(edit, rig.now)
     begin(rig, edit)
@@ -213,7 +212,7 @@ def edited(rig, n_tokens):
 @pytest.mark.parametrize("mode", ["auto", "recompute", "swap"])
 def test_an_edited_file_is_moved_where_others_are_dropped(mode):
     rig = Rig(n_pages=16, n_host_pages=16 if mode == "swap" else 8, mode=mode)
-    rig.memory._costs.token_s, rig.memory._costs.page_s = 1e-9, 1.0  # to compute again costs nothing
+    rig.batcher.costs.token_s, rig.batcher.costs.page_s = 1e-9, 1.0  # to compute again costs nothing
     plain, cut = written(rig, 20), edited(rig, 20)
     rig.pred(60, pid=1)
     rig.finish()

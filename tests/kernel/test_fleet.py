@@ -108,6 +108,21 @@ async def test_a_worker_that_was_cut_off_is_found_again(house):
     assert house.kernel.fleet.recovery.sought == []
 
 
+async def test_a_worker_that_is_let_go_while_it_proves_itself_is_gone(house, null_at):
+    gate = Gate()
+    gate.open.clear()
+    n_before = len(list(house.kernel.workers))
+    with null_at("other", gate) as address:
+        attaching = asyncio.create_task(house.kernel.attach(address))
+        await asyncio.to_thread(gate.began.wait, 10)
+        assert address in [w.name for w in house.kernel.workers]
+        attaching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attaching
+        assert len(list(house.kernel.workers)) == len(house.kernel.fleet.all_attached()) == n_before
+        gate.open.set()
+
+
 async def test_a_worker_drains_and_its_programs_go_on(make_house):
     async with make_house(n_workers=2, cost=StepCost(step_s=0.001)) as house:
         first, second = (w.name for w in house.kernel.workers)
