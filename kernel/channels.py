@@ -61,7 +61,7 @@ class Channels:
         if self._deliver(name, channel, message):
             return
         if len(channel.messages) >= self.n_messages_max:
-            raise QuotaExceeded(f"channel {name!r} holds {self.n_messages_max} messages that nobody has taken")
+            raise QuotaExceeded(f"this channel holds {self.n_messages_max} messages that nobody has taken")
         channel.messages.append(message)
 
     def give_back(self, name: str, message: Any) -> None:

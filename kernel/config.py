@@ -34,6 +34,8 @@ class UserQuota(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     files: Count | None = None
     pages: Count | None = None  # on devices and in main memory, of all files, each as if it shared none
     kv_byte_s: Annotated[float, Meta(gt=0)] | None = None
+    host_pages: Annotated[int, Meta(ge=0)] | None = None  # of those, in main memory; what is beyond is dropped
+    disk_bytes: Annotated[int, Meta(ge=0)] | None = None  # of durable files
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +53,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backend: str = "torch"  # or null: a deterministic worker without a model
     max_model_len: Count | None = None  # tokens; default: the model's own
     kv_cache_memory: Annotated[float, Meta(gt=0)] | None = None  # GiB
-    num_pages: Count | None = None  # instead of kv_cache_memory
+    num_pages: Annotated[int, Meta(ge=1, le=2**31)] | None = None  # instead of kv_cache_memory
     threads: Count | None = None
     swap_space: Annotated[float, Meta(ge=0)] = 4.0  # GiB of the worker's main memory that pages may move to
 
@@ -70,7 +72,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_policy: Annotated[str, Meta(pattern="^(eager|k|t|k-or-t|adaptive)$")] = "eager"  # see kernel/pacing.py
     batch_k: Count = 16  # rows, of the policies `k` and `k-or-t`
     batch_t_ms: Annotated[float, Meta(gt=0)] = 10.0  # of the policies `t` and `k-or-t`
-    preemption_mode: Annotated[str, Meta(pattern="^(auto|swap|recompute)$")] = "auto"  # see kernel/memory.py
+    preemption_mode: Annotated[str, Meta(pattern="^(auto|swap|recompute)$")] = "auto"  # see kernel/demotion.py
 
     # programs
     scheduling_policy: Literal["fcfs", "fair", "srpt"] = "fair"  # see kernel/scheduler.py

@@ -21,7 +21,7 @@ from kernel.channels import Channels
 from kernel.client import Client
 from kernel.config import Config
 from kernel.counters import Counters
-from kernel.credentials import credentials
+from kernel.credentials import credentials, tenant_of
 from kernel.durable import Durable
 from kernel.fleet import Fleet
 from kernel.guard import XCPU
@@ -67,6 +67,8 @@ class Kernel:
             max_files=config.max_files,
             max_pinned_share=config.max_pinned_share,
             quotas={user: Allowed(**asdict(quota)) for user, quota in config.quota.items()},
+            now=self.began,
+            secret=random.Random(config.seed).randbytes(32),
         )
         self.channels = Channels(config.max_channel_messages, config.max_channels)
         self.counters = Counters()
@@ -192,17 +194,17 @@ class Kernel:
         """Start a program with arguments that `bind` has checked. Raises QuotaExceeded.
 
         A child has its parent's priority, tenant and limits, whatever is said here; `detach`: it is not `parent`'s
-        child, but has those all the same. The tenant is the owner unless it is named."""
+        child, but has those all the same. The tenant is the owner unless it is named; see `kernel/credentials.py`."""
         if self.stopping:
             raise QuotaExceeded("the kernel is stopping")
         if len(self.processes) >= self.config.max_processes:
             raise QuotaExceeded(f"{self.config.max_processes} processes are running; raise --max-processes")
-        now, pid, tenant = self.now(), Pid(self._next_pid), tenant or owner
+        now, pid = self.now(), Pid(self._next_pid)
+        who = credentials(owner, tenant or owner, pid, parent=parent, groups=self.config.groups)
         process = Process(
             pid,
             program.name,
-            owner=owner,
-            who=credentials(owner, tenant, pid, parent=parent, groups=self.config.groups),
+            who=who,
             bill=self.fs.quotas.process(pid),
             program=program,
             parent=None if detach else parent,
@@ -213,7 +215,7 @@ class Kernel:
             account=self.scheduler.open(
                 program.name,
                 now,
-                tenant=tenant,
+                tenant=tenant_of(who),
                 priority=priority,
                 parent=None if parent is None else parent.account,
                 limits=None if parent is None else parent.limits_left(),

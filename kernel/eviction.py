@@ -21,9 +21,11 @@ seconds, each counted once, and what is pinned of its others; its *share* is the
 tenants that have pages there or want some. For the want of a tenant all its own files may go; and of another tenant's
 cache what is beyond that one's share, to the page; never more. So what a tenant uses and keeps within its share is
 there, or is not, whatever others do; and whoever stays within its own share finds room, since all others' caches
-together leave it that. Of AWAY and IDLE files those of tenants whose cache is beyond their share go first.
+together leave it that. Of AWAY and IDLE files those of tenants that have more pages than their share, or want them, go
+first: what programs within theirs have open stays while the others have anything idle.
 
-Called by `kernel/memory.py`. Never add here: what becomes of a victim, or pausing work in progress.
+Called by `kernel/victims.py` and `kernel/demotion.py`. Never add here: what becomes of a victim, or pausing work in
+progress.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,13 +75,14 @@ class Scene(NamedTuple):
     unneeded: frozenset[int] | set[int]
     busy: Iterable[int]  # files that a call works on, or that are not to be touched for another reason
     returns_at: Callable[[FileFacts], float | None]  # when its program is expected back; None: it is not away
-    n_cached: Callable[[Sequence[int]], int]  # pages of some files, each once
+    n_distinct: Callable[[Sequence[int]], int]  # pages of some files, each once
     costs: StepCosts
 
 
 def order(files: Sequence[FileFacts], scene: Scene) -> list[Victim]:
     """Those that can make room for a tenant, first victim first."""
-    surplus = _surplus(files, scene)
+    shares = _shares(files, scene)
+    surplus, beyond = _surplus(files, scene, shares), _beyond(files, scene, shares)
     busy = set(scene.busy)
     ranked: list[tuple[tuple[float, ...], Victim]] = []
     for f in files:
@@ -90,8 +93,9 @@ def order(files: Sequence[FileFacts], scene: Scene) -> list[Victim]:
         rest_s = max((scene.now - f.used_s if at is None else at - scene.now), EPSILON_S)
         standing = _standing(f, scene, is_away=at is not None)
         profit = back_s(f, scene.costs) / (f.n_pages * rest_s)
-        within = standing > Standing.CACHED and surplus.get(f.tenant, 0) <= 0
-        ranked.append(((standing, within, profit, -rest_s), Victim(f, standing, n_kept, profit)))
+        is_open = standing > Standing.CACHED
+        within = is_open and f.tenant not in beyond
+        ranked.append(((is_open, within, standing, profit, -rest_s), Victim(f, standing, n_kept, profit)))
     ranked.sort(key=lambda pair: pair[0])
     return [v for _, victim in ranked if (v := _cut(victim, surplus, scene)) is not None]
 
@@ -111,13 +115,31 @@ def back_s(f: FileFacts, costs: StepCosts) -> float:
     return swap_s if f.edited else min(swap_s, (f.n_kv - min(f.n_kv, f.n_durable)) * costs.token_s)
 
 
-def _surplus(files: Sequence[FileFacts], scene: Scene) -> dict[str, int]:
-    """Pages by which each other tenant's cache is beyond its share."""
+def _shares(files: Sequence[FileFacts], scene: Scene) -> dict[str, int]:
+    """The device's pages by tenant; nothing where there is one tenant alone."""
     tenants = {f.tenant for f in files if f.n_pages} | {scene.tenant}
     if len(tenants) == 1:
         return {}
     weights = {tenant: scene.shares.get(tenant, 1.0) for tenant in sorted(tenants)}
     whole = sum(weights.values())
+    return {tenant: floor(scene.n_pages * weight / whole) for tenant, weight in weights.items()}
+
+
+def _beyond(files: Sequence[FileFacts], scene: Scene, shares: dict[str, int]) -> set[str]:
+    """The tenants that have more pages than their share, or will have, since they want some."""
+    if not shares:
+        return set()
+    there: dict[str, list[int]] = {scene.tenant: []}
+    for f in files:
+        if f.n_pages:
+            there.setdefault(f.tenant, []).append(f.ino)
+    return {t for t, inos in there.items() if scene.n_distinct(inos) + (t == scene.tenant) > shares[t]}
+
+
+def _surplus(files: Sequence[FileFacts], scene: Scene, shares: dict[str, int]) -> dict[str, int]:
+    """Pages by which each tenant's cache is beyond its share."""
+    if not shares:
+        return {}
     cached: dict[str, list[int]] = {}
     pinned: dict[str, int] = {}
     for f in files:
@@ -126,8 +148,8 @@ def _surplus(files: Sequence[FileFacts], scene: Scene) -> dict[str, int]:
         elif n_pinned := scene.pinned.get(f.ino, 0):
             pinned[f.tenant] = pinned.get(f.tenant, 0) + n_pinned
     return {
-        tenant: scene.n_cached(cached.get(tenant, [])) + pinned.get(tenant, 0) - floor(scene.n_pages * weight / whole)
-        for tenant, weight in weights.items()
+        tenant: scene.n_distinct(cached.get(tenant, [])) + pinned.get(tenant, 0) - share
+        for tenant, share in shares.items()
     }
 
 

@@ -74,7 +74,6 @@ class Process:
         pid: Pid,
         name: str,
         *,
-        owner: str,
         who: Who,
         bill: Bill,
         program: Any,
@@ -91,9 +90,8 @@ class Process:
     ) -> None:
         self.pid = pid
         self.name = name
-        self.owner = owner
         self.bill = bill  # of the KV that it has open
-        self.who = who  # as whom it uses files; replaced when its umask changes
+        self.who = who  # as whom it acts; replaced when its umask changes
         self.program = program  # what spawn(".") starts again
         self.parent = parent
         self.client = client
@@ -168,6 +166,8 @@ class Process:
             child.end(KILLED, f"its parent, process {self.pid}, ended")
         for task in list(self._threads):
             task.cancel()
+        for future in list(self.waiting):  # of coroutines that no thread awaits
+            future.cancel()
         if not self._threads:
             if self._unborn is not None:
                 self._unborn[0].close()

@@ -6,6 +6,7 @@ from kernel.client import Event
 from kernel.core import Kernel
 from kernel.dispatch import handles
 from kernel.process import Caller, Process
+from kvfs.roots import file_name
 from sdk.abi import calls
 from sdk.abi.errors import BrokenPipe, TimedOut
 from sdk.abi.trap import Pending
@@ -13,27 +14,28 @@ from sdk.abi.trap import Pending
 
 @handles(calls.Send)
 def sys_send(kernel: Kernel, process: Process, call: calls.Send) -> None:
-    kernel.channels.send(call.channel, call.message)
+    kernel.channels.send(name_of(process, call.channel), call.message)
 
 
 @handles(calls.Recv)
 def sys_recv(kernel: Kernel, process: Process, call: calls.Recv) -> Any:
-    messages = kernel.channels.take(call.channel)
+    name = name_of(process, call.channel)
+    messages = kernel.channels.take(name)
     if messages is not None:
         message = messages.popleft()
-        kernel.channels.taken(call.channel)
+        kernel.channels.taken(name)
         return message
     if call.timeout == 0:
         raise TimedOut(f"channel {call.channel!r} is empty")
     channels, late = kernel.channels, call.timeout
-    channels.open(call.channel)
+    channels.open(name)
     until = None if late is None else kernel.now() + late
-    future = process.park("recv", lambda: channels.leave(call.channel, caller), call.channel, until=until)
+    future = process.park("recv", lambda: channels.leave(name, caller), call.channel, until=until)
     caller = Caller(process, future)
-    channels.wait(call.channel, caller)
+    channels.wait(name, caller)
 
     def give_up() -> None:
-        channels.leave(call.channel, caller)
+        channels.leave(name, caller)
         caller.fail(TimedOut(f"nothing came on channel {call.channel!r} in {late} s"))
 
     if late is not None:
@@ -63,3 +65,9 @@ def sys_input(kernel: Kernel, process: Process, call: calls.Input) -> Pending:
     caller = Caller(process, future)
     client.ask(call.prompt, caller)
     return Pending(future)
+
+
+def name_of(process: Process, channel: str) -> str:
+    """A tenant's channels are its own. The operator has those of all, as he spells them: TENANT/CHANNEL."""
+    tenant = process.who.tenant
+    return f"{file_name(tenant)}/{channel}" if tenant else channel

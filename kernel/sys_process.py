@@ -5,6 +5,7 @@ from typing import Any
 from kernel.core import Kernel
 from kernel.dispatch import handles
 from kernel.process import KILLED, Process
+from kernel.sys_lock import join
 from sdk.abi import calls
 from sdk.abi.errors import AccessDenied, Killed, NoSuchProcess, NotAChild
 from sdk.abi.trap import Pending
@@ -15,7 +16,7 @@ from sdk.abi.values import ExitStatus, Limits, Pid, Usage
 def sys_spawn(kernel: Kernel, process: Process, call: calls.Spawn) -> Pid:
     program = process.program if call.program == "." else kernel.installed(call.program)
     args = kernel.bind(program, call.args)
-    child = kernel.spawn(program, args, owner=process.owner, client=None, parent=process, detach=call.detach)
+    child = kernel.spawn(program, args, owner=process.who.user, client=None, parent=process, detach=call.detach)
     return child.pid
 
 
@@ -36,6 +37,8 @@ def sys_wait(kernel: Kernel, process: Process, call: calls.Wait) -> ExitStatus |
     future = process.park("wait", lambda: forget(waiters, entry), about)
     entry = (call.pid, future)
     waiters.append(entry)
+    if call.pid is not None:
+        join(kernel, process, call.pid, future)
     return Pending(future)
 
 
@@ -47,9 +50,7 @@ def sys_exit(kernel: Kernel, process: Process, call: calls.Exit) -> None:
 
 @handles(calls.Kill)
 def sys_kill(kernel: Kernel, process: Process, call: calls.Kill) -> None:
-    victim = other(kernel, call.pid)
-    if victim.owner != process.owner:
-        raise AccessDenied(f"process {call.pid} belongs to {victim.owner}")
+    victim = own(process, other(kernel, process, call.pid))
     victim.end(KILLED, f"killed by process {process.pid}")
     if process.dying:  # it killed itself, or its parent
         raise Killed
@@ -80,16 +81,15 @@ def sys_random(kernel: Kernel, process: Process, call: calls.Random) -> float:
 
 @handles(calls.RUsage)
 def sys_rusage(kernel: Kernel, process: Process, call: calls.RUsage) -> Usage:
-    return process.usage if call.pid is None else other(kernel, call.pid).usage
+    return process.usage if call.pid is None else other(kernel, process, call.pid).usage
 
 
 @handles(calls.Priority)
 def sys_priority(kernel: Kernel, process: Process, call: calls.Priority) -> int:
-    target = process if call.pid is None else other(kernel, call.pid)
+    target = process if call.pid is None else other(kernel, process, call.pid)
     account = target.account
     if call.value is not None:
-        if target.owner != process.owner:
-            raise AccessDenied(f"process {target.pid} belongs to {target.owner}")
+        own(process, target)
         if call.value < account.most_urgent:
             raise AccessDenied(
                 f"process {target.pid} was started with priority {account.most_urgent}, and cannot become more urgent "
@@ -110,12 +110,20 @@ def sys_limits(kernel: Kernel, process: Process, call: calls.SetLimits) -> Limit
     return process.account.limits
 
 
-def other(kernel: Kernel, pid: Pid) -> Process:
-    """Raises NoSuchProcess."""
+def other(kernel: Kernel, process: Process, pid: Pid) -> Process:
+    """What runs under a pid, as far as the caller may know: those of other tenants are not there for it. Raises
+    NoSuchProcess."""
     found = kernel.processes.get(pid)
-    if found is None:
+    if found is None or (found.who.tenant != process.who.tenant and not process.who.root):
         raise NoSuchProcess(f"no process {pid} is running")
     return found
+
+
+def own(process: Process, target: Process) -> Process:
+    """The target, when it is the caller's user's. Raises AccessDenied."""
+    if target.who.user != process.who.user:
+        raise AccessDenied(f"process {target.pid} belongs to {target.who.user!r}: only that user may do this to it")
+    return target
 
 
 def forget(waiters: list[Any], entry: Any) -> None:

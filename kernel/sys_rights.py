@@ -5,6 +5,8 @@ Decode and call kvfs; mechanism never lives here.
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from kernel.core import Kernel
 from kernel.dispatch import handles
 from kernel.process import Process
@@ -46,7 +48,10 @@ def sys_quota(kernel: Kernel, process: Process, call: calls.GetQuota) -> Quota:
     user = who.user if call.user is None else call.user
     if user != who.user and not who.root:
         raise AccessDenied(f"only the operator may see what {user!r} has: ask without a name for your own")
-    return kernel.fs.quota(user, kernel.now())
+    quota = kernel.fs.quota(user, kernel.now())
+    if kernel.durable is None:
+        return quota
+    return replace(quota, n_disk_bytes=kernel.durable.ledger.n_bytes(user))
 
 
 @handles(calls.DeviceSpaces)

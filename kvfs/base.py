@@ -39,13 +39,18 @@ class Base:
         max_depth: int = 16,
         max_pinned_share: float = 0.5,
         quotas: Mapping[str, Allowed] = MappingProxyType({}),
+        now: float = 0.0,
+        secret: bytes = b"",
     ) -> None:
         """At most `max_files` files and directories together; paths of `max_path` bytes and `max_depth` names; of a
-        device's pages at most the share `max_pinned_share` pinned. `quotas` are limits of users by name."""
+        device's pages at most the share `max_pinned_share` pinned. `quotas` are limits of users by name. `now`: when
+        the root directory is made. `secret`: see `seen.py`."""
         self.max_files = max_files
         self.pools: dict[str, PagePool] = {}
         self.quotas = Quotas(quotas)
-        self.names = Namespace(max_path=max_path, max_depth=max_depth, new_ino=self._new_ino, bill_of=self.quotas.user)
+        self.names = Namespace(
+            max_path=max_path, max_depth=max_depth, new_ino=self._new_ino, bill_of=self.quotas.user, now=now
+        )
         self.files: dict[int, Inode] = {}  # all that are held, with names or without
         self.open_files: set[OpenFile] = set()
         self.claims: set[Claim] = set()
@@ -55,6 +60,7 @@ class Base:
         self.pins = Pins(max_pinned_share)
         self.n_durable: Callable[[Inode], int] = lambda inode: 0  # tokens whose K/V is on disk; told by who saves them
         self.locks = Locks()
+        self._secret = secret
         self._last_ino = ROOT_INO
 
     # --- devices ---

@@ -43,6 +43,7 @@ class Directory:
             created_s=self.created_s,
             modified_s=self.modified_s,
             group=self.group,
+            used_s=self.modified_s,
         )
 
 

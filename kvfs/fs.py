@@ -8,6 +8,7 @@ what; a worker owns the tensors and does as the leases say.
     work      work.py        what the batcher and the mover call: claims, leases, moves
     editing   editing.py     files made of parts of others (edit.py: which pages and slots)
     rights    access.py      callers, mode bits, and what follows from the two
+    telling   seen.py        what somebody may see of a file; space.py: of a device
     names     namespace.py   paths → directories (directory.py) → inodes, from the root that a caller sees (roots.py)
     handles   openfile.py    the right of a process to use an inode
     files     inode.py       tokens, page table, device
@@ -29,7 +30,7 @@ from collections.abc import Collection, Hashable, Sequence
 
 from msgspec.structs import replace
 
-from kvfs.access import KERNEL, OPERATOR_NAME, RWX, R, W, Who, X, derived, need, need_owner, rights
+from kvfs.access import KERNEL, RWX, R, W, Who, X, derived, need, need_owner, rights
 from kvfs.base import Handle
 from kvfs.directory import Node
 from kvfs.edit import Piece, joined, sequence
@@ -38,6 +39,7 @@ from kvfs.inode import Inode, Residency
 from kvfs.locks import Ticket
 from kvfs.openfile import OpenFile
 from kvfs.quota import NOTHING, quoted
+from kvfs.seen import knows_use, seen
 from kvfs.space import space
 from sdk.abi.errors import AccessDenied, Busy, InvalidArgument, SyscallError
 from sdk.abi.values import Advice, DeviceSpace, DirEntry, LockMode, OpenMode, PositionMode, Quota, Stat
@@ -61,8 +63,7 @@ class Kvfs(Editing):
     def stat(self, path: str, *, who: Who, now: float) -> Stat:
         """What there is to know of a file or directory; that takes no right on it, but on those above it. Of a file of
         another tenant, which is in /shared, not who uses it."""
-        node = self.names.find(path, who, now)
-        return self._stat(node, now, who) if isinstance(node, Inode) else node.stat()
+        return self._stat(self.names.find(path, who, now), now, who)
 
     def unlink(self, path: str, *, who: Who, now: float) -> None:
         """Remove a name, or an empty directory. A file lives on while it is open or has other names.
@@ -166,7 +167,8 @@ class Kvfs(Editing):
         held = rights(who, inode)
         if wanted & ~held:
             may_fork = held & (R | X) == R | X
-            need(who, inode, wanted, path, "open it with mode 'r', and fork it" if may_fork else "ask its owner")
+            otherwise = "chmod it first" if who.user == inode.owner else "ask its owner"
+            need(who, inode, wanted, path, "open it with mode 'r', and fork it" if may_fork else otherwise)
         if who.pid not in inode.holders:
             self._need_handle(who)
         return self._open(inode, wanted | held & X, who, now)
@@ -368,12 +370,13 @@ class Kvfs(Editing):
         """`stat` of an open file, as `who` may see it. Pins that are over by `now` are not in it."""
         return self._stat(f.live(), now, who)
 
-    def _stat(self, inode: Inode, now: float, who: Who) -> Stat:
-        if not who.root and inode.tenant != (who.tenant or OPERATOR_NAME):
-            return replace(inode.stat(), n_open=0, n_opens=0, n_shared_pages=0, used_s=inode.created_s)
-        n_pages, until_s = self.pins.until(inode, now)
+    def _stat(self, node: Node, now: float, who: Who) -> Stat:
+        stat = seen(node, who, self._secret)
+        if not isinstance(node, Inode) or not knows_use(who, node):
+            return stat
+        n_pages, until_s = self.pins.until(node, now)
         until = until_s if 0.0 < until_s < math.inf else None
-        return replace(inode.stat(), n_pinned_pages=n_pages, pinned_until_s=until) if n_pages else inode.stat()
+        return replace(stat, n_pinned_pages=n_pages, pinned_until_s=until) if n_pages else stat
 
     def length(self, f: Handle) -> int:
         """Committed tokens."""

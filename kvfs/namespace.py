@@ -42,11 +42,11 @@ class Namespace:
     """The tree of directories."""
 
     def __init__(
-        self, *, max_path: int, max_depth: int, new_ino: Callable[[], int], bill_of: Callable[[str], Bill]
+        self, *, max_path: int, max_depth: int, new_ino: Callable[[], int], bill_of: Callable[[str], Bill], now: float
     ) -> None:
         self.max_path = max_path  # bytes of UTF-8
         self.max_depth = max_depth  # names in a path
-        self.root = Directory(ROOT_INO, KERNEL.user, KERNEL.group, 0o755, 0.0)
+        self.root = Directory(ROOT_INO, KERNEL.user, KERNEL.group, 0o755, now)
         self.n_directories = 1
         self.events: Events | None = None  # since somebody last looked, who keeps names on disk
         self._new_ino = new_ino  # raises QuotaExceeded
@@ -152,7 +152,7 @@ class Namespace:
 
     def _make(self, parent: Directory, name: str, who: Who, mode: int, now: float) -> Directory:
         bill = self._bill_of(who.user)
-        bill.need_file()
+        bill.need_directory()
         made = Directory(self._new_ino(), who.user, who.group, mode, now)
         parent.entries[name] = made
         parent.modified_s = now

@@ -8,10 +8,11 @@ the files that it has open, each once. Of a file counts
                 others do, and nobody can tell from his own what others have
     KV          the bytes of those pages, for as long as they are there: byte-seconds, the area under the curve
 
-Pages are told by tier, device and host. A limit is on both together, since it is the kernel that moves them. Pages
-that a batch in flight may bring are *reserved*, and count as if they were there: usage never exceeds a limit, but
-where the limit is lowered under it. Byte-seconds grow by themselves; whoever is over that limit keeps what he has and
-gets no more.
+Pages are told by tier, device and host. The limit that calls are refused over is on both together, since it is the
+kernel that moves them. Pages that a batch in flight may bring are *reserved*, and count as if they were there: usage
+never exceeds that limit, but where it is lowered under it. One on host pages alone is the kernel's to keep, when it
+moves some (`has_host_room`), and one on bytes on disk whose who saves (`need_disk`). Byte-seconds grow by themselves;
+whoever is over that limit keeps what he has and gets no more.
 
 Time is known as of the last call that said what it is (`Quotas.now`): byte-seconds are integrated at each change, up
 to that. Called by `inode.py` and `lease.py`, once per change of a page table and not per token, and by the facade.
@@ -31,6 +32,8 @@ class Allowed(NamedTuple):
     files: int | None = None
     pages: int | None = None  # on the device and in host memory
     kv_byte_s: float | None = None
+    host_pages: int | None = None
+    disk_bytes: int | None = None
 
 
 UNLIMITED = Allowed()
@@ -106,10 +109,14 @@ class Bill:
 
     def need_file(self) -> None:
         """For one more file."""
+        self.need_directory()
+        self.need_time()
+
+    def need_directory(self) -> None:
+        """For one more directory, which has no KV."""
         limit = self.allowed.files
         if limit is not None and self.n_files >= limit:
             raise QuotaExceeded(f"{self.name} has {self.n_files} files and may have {limit}: unlink or close some")
-        self.need_time()
 
     def need_pages(self, n: int) -> None:
         """For so many pages more."""
@@ -124,6 +131,19 @@ class Bill:
         """Whether so many pages more are within the limit."""
         limit = self.allowed.pages
         return limit is None or n <= 0 or self.n_pages + self.n_host_pages + self.n_reserved + n <= limit
+
+    def has_host_room(self, n: int) -> bool:
+        """Whether so many pages more may be moved to host memory."""
+        limit = self.allowed.host_pages
+        return limit is None or self.n_host_pages + n <= limit
+
+    def need_disk(self, used: int, n: int) -> None:
+        """For so many bytes more on disk, beside those `used`."""
+        limit = self.allowed.disk_bytes
+        if limit is not None and used + n > limit:
+            raise QuotaExceeded(
+                f"{self.name} has {used} bytes on disk, may have {limit} and needs {n} more: unlink or truncate some"
+            )
 
     def need_time(self) -> None:
         """For more KV over time."""
@@ -176,14 +196,16 @@ class Quotas:
 
 
 def quoted(user: str, bill: Bill) -> Quota:
-    files, pages, kv_byte_s = bill.allowed
+    limits = bill.allowed
     return Quota(
         user,
         n_files=bill.n_files,
-        n_files_max=files,
+        n_files_max=limits.files,
         n_pages=bill.n_pages,
         n_host_pages=bill.n_host_pages,
-        n_pages_max=pages,
+        n_pages_max=limits.pages,
         kv_byte_s=bill.kv_byte_s,
-        kv_byte_s_max=kv_byte_s,
+        kv_byte_s_max=limits.kv_byte_s,
+        n_host_pages_max=limits.host_pages,
+        n_disk_bytes_max=limits.disk_bytes,
     )

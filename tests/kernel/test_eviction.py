@@ -26,7 +26,7 @@ def scene(files: list[FileFacts], **given: Any) -> Scene:
     known: dict[str, Any] = {
         "now": 100.0, "n_pages": 100, "tenant": "a", "shares": {}, "hold_s": 600.0, "pinned": {},
         "unneeded": set(), "busy": (), "returns_at": lambda f: None, "costs": costs,
-        "n_cached": lambda inos: sum(pages[ino] for ino in inos),
+        "n_distinct": lambda inos: sum(pages[ino] for ino in inos),
     }  # fmt: skip
     return Scene(**(known | given))
 
@@ -111,6 +111,15 @@ def test_what_programs_of_a_tenant_beyond_its_share_have_open_goes_before_that_o
     ]
     assert inos(files) == [1, 2, 3]
     assert inos([files[0]._replace(n_pages=10), *files[1:]]) == [3, 2]
+
+
+def test_who_wants_more_than_its_share_takes_from_its_own_programs_first():
+    """Even from idle ones where those of another tenant are away for long."""
+    away = {2: 1000.0}
+    files = [file(1, n_pages=50, pids=(1,), used_s=99.0), file(2, tenant="b", n_pages=20, pids=(2,))]
+    assert inos(files, returns_at=lambda f: away.get(f.ino)) == [1, 2]
+    assert inos([files[0]._replace(n_pages=49), files[1]], returns_at=lambda f: away.get(f.ino)) == [2, 1]
+    assert inos(files, tenant="b", returns_at=lambda f: away.get(f.ino)) == [2, 1], "both are within theirs"
 
 
 FILES = st.lists(

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from kernel.process import KILLED
-from sdk import kv
+from kvfs import fsck
+from sdk import kv, syscalls
 from sdk.abi.errors import Killed
 
 # --- ways to end --------------------------------------------------------------------------------------------------
@@ -167,6 +168,24 @@ async def test_left_over_tasks_are_ended(house):
 
     assert await house.value(main) is True
     assert seen == ["ended"]
+
+
+async def test_calls_that_no_thread_awaits_end_with_the_process(house):
+    """A coroutine that a program drives by hand: its task waits for something else, and cannot be told."""
+
+    async def main() -> None:
+        async with await kv.create() as file:
+            await file.append(range(1, 90))
+            for call in (file.extract((1, 30)), syscalls.recv("never")):
+                call.send(None)
+            await syscalls.sleep(60.0)
+
+    running = house.start(main)
+    await house.until(lambda: len(running.waiting) == 3)
+    house.kernel.kill(running.pid, "the test wants it")
+    await running.wait_exit()
+    assert running.waiting == {}
+    assert fsck.check(house.kernel.fs, house.kernel.processes) == []
 
 
 async def test_dying_tasks_cannot_breed(house):

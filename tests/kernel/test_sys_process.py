@@ -1,14 +1,15 @@
 """Priorities, limits, usage and what `ps` says."""
 
 import asyncio
+import json
 
 import pytest
 
 import sdk
 from kernel.process import KILLED
-from sdk import Channel, kv, process
+from sdk import Channel, kv, process, syscalls
 from sdk.abi.errors import AccessDenied, QuotaExceeded, SyscallError
-from sdk.abi.values import Limits
+from sdk.abi.values import Limits, Pid
 
 # --- priority -----------------------------------------------------------------------------------------------------
 
@@ -41,9 +42,45 @@ async def test_another_owners_priority_is_its_own(house):
             return [str(e), await process.priority(pid=pid)]
 
     other = house.kernel.spawn(house.program(waits), {}, owner="somebody", client=None, priority=2)
-    assert await house.value(main, pid=other.pid) == [f"EACCES: process {other.pid} belongs to somebody", 2]
+    said, priority = await house.value(main, pid=other.pid)
+    assert said.startswith(f"EACCES: process {other.pid} belongs to 'somebody'")
+    assert priority == 2
     house.kernel.kill(other.pid, "the test is over")
     await other.wait_exit()
+
+
+async def test_processes_of_other_tenants_are_not_there(house):
+    async def waits():
+        await Channel("never").recv()
+
+    async def probes(pid: int):
+        found = []
+        calls = process.rusage(pid), process.priority(pid=pid), process.priority(9, pid=pid), syscalls.kill(Pid(pid))
+        for call in calls:
+            try:
+                await call
+            except SyscallError as e:
+                found.append(str(e))
+        return found
+
+    async def said(owner, tenant, pid):
+        probing = house.kernel.spawn(house.program(probes), {"pid": pid}, owner=owner, client=None, tenant=tenant)
+        status = await probing.wait_exit()
+        assert status.code == 0, status.error
+        return json.loads(status.result)
+
+    others = [house.kernel.spawn(house.program(waits), {}, owner=o, client=None, tenant="ann") for o in ("http", "joe")]
+    nobody = await said("http", "bob", 999)
+    for other in others:
+        assert await said("http", "bob", other.pid) == [error.replace("999", str(other.pid)) for error in nobody]
+        refused = await said("eve", "ann", other.pid)
+        assert [error.split(":")[0] for error in refused] == ["EACCES", "EACCES"], "its own tenant sees, and no more"
+        assert other.status is None
+    assert len(nobody) == 4
+    assert await said("http", "ann", others[0].pid) == [], "its own user may do anything"
+    assert (await others[0].wait_exit()).code == KILLED
+    house.kernel.kill(others[1].pid, "the test is over")
+    await others[1].wait_exit()
 
 
 # --- limits -------------------------------------------------------------------------------------------------------

@@ -48,6 +48,103 @@ async def test_tenants_see_their_own_files_and_what_is_shared(house):
         house.kernel.fs.unlink(path, who=OPERATOR, now=0.0)
 
 
+async def test_no_system_call_forgets_who_asks(house):
+    """The table of who may do what is tests/kvfs/test_access.py's; this is that every call says who it is."""
+
+    async def makes():
+        from sdk import kv
+
+        await kv.mkdir("/d")
+        async with await kv.create("/d/f") as f:
+            await f.append([1, 2, 3])
+        await kv.chmod("/d/f", 0o744)
+        await kv.chmod("/d", 0o711)
+
+    async def tries():
+        from sdk import SyscallError, kv
+
+        await (await kv.create("/mine")).close()
+        f, own = await kv.open("/d/f", "r"), await kv.create()
+        calls = {
+            "append": f.append([1]),
+            "chmod": kv.chmod("/d/f", 0o777),
+            "chown": kv.chown("/d/f", group="acme"),
+            "create": kv.create("/d/n"),
+            "dup": f.dup("w"),
+            "extract": f.extract((0, 1)),
+            "fork": f.fork(),
+            "fork to": own.fork("/d/n"),
+            "generate": f.generate([1], max_tokens=1),
+            "link": kv.link("/d/f", "/n"),
+            "link to": kv.link("/mine", "/d/n"),
+            "lock": f.lock().__aenter__(),
+            "merge": kv.merge(f, f),
+            "mkdir": kv.mkdir("/d/n"),
+            "open": kv.open("/d/f", "w"),
+            "quota": kv.quota("ann"),
+            "readdir": kv.readdir("/d"),
+            "rename": kv.rename("/d/f", "/n"),
+            "rename to": kv.rename("/mine", "/d/n"),
+            "splice": f.splice(0, 1),
+            "splice from": own.splice(0, 0, f),
+            "truncate": f.truncate(1),
+            "unlink": kv.unlink("/d/f"),
+        }
+        done = []
+        for name, call in calls.items():
+            try:
+                await call
+                done.append(name)
+            except SyscallError as e:
+                if e.errno != "EACCES":
+                    done.append(f"{name}: {e}")
+        return done
+
+    await run(house, makes, "ann", "acme")
+    assert await run(house, tries, "eve", "acme") == []
+    for path in ("/d/f", "/d", "/mine"):
+        house.kernel.fs.unlink(f"/tenants/acme{path}", who=OPERATOR, now=0.0)
+
+
+async def test_tenants_of_the_port_have_bills_of_their_own(house):
+    async def uses():
+        from sdk import kv
+
+        async with await kv.create("~/f") as f:
+            await f.append([1] * 40)
+            quota = await kv.quota()
+            return [quota.user, quota.n_files, quota.n_pages, (await f.stat()).owner]
+
+    for tenant in ("ann", "bob"):
+        assert await run(house, uses, "http", tenant) == [tenant, 2, 3, tenant]
+    assert await run(house, uses, "http", "local") == ["http", 2, 3, "http"]
+    for tenant in ("ann", "bob", "http"):
+        house.kernel.fs.unlink(f"/tenants/{tenant}/home/{tenant}/f", who=OPERATOR, now=0.0)
+
+
+async def test_channels_are_a_tenants_own(house):
+    async def sends(message: str):
+        from sdk.channel import Channel
+
+        await Channel("c").send(message)
+
+    async def takes(channel: str = "c"):
+        from sdk import TimedOut
+        from sdk.channel import Channel
+
+        try:
+            return await Channel(channel).recv(0)
+        except TimedOut as e:
+            return str(e)
+
+    await run(house, sends, "http", "ann", message="mine")
+    await run(house, sends, "http", "a/c", message="theirs")
+    for owner, tenant in (("http", "bob"), ("http", "a"), ("local", "local")):
+        assert await run(house, takes, owner, tenant) == "ETIMEDOUT: channel 'c' is empty"
+    assert await run(house, takes, "http", "ann") == "mine"
+    assert await run(house, takes, "local", channel="a%2Fc/c") == "theirs"
+
+
 async def test_tmp_goes_with_the_process(house):
     async def writes():
         from sdk import kv
@@ -76,6 +173,17 @@ async def test_children_begin_with_the_umask_of_their_parent(house):
             return (await f.stat()).mode
 
     assert await run(house, parent, "ann") == [0o022, 0o700]
+
+
+async def test_an_umask_of_nothing(house):
+    async def main():
+        from sdk import kv
+
+        before = [await kv.umask(), await kv.umask(mode=0), await kv.umask()]
+        async with await kv.create() as f:
+            return [*before, (await f.stat()).mode]
+
+    assert await run(house, main, "ann") == [0o022, 0o022, 0, 0o777]
 
 
 async def test_a_handle_that_was_duped_is_closed_on_its_own(house):

@@ -13,7 +13,8 @@ from kvfs.fs import Kvfs
 from kvfs.inode import Inode
 from kvfs.openfile import OpenFile
 from sdk.abi.errors import AccessDenied, InvalidArgument, SyscallError
-from sdk.abi.values import OpenMode, PositionMode
+from sdk.abi.table import TABLE as TABLE_OF_CALLS
+from sdk.abi.values import Advice, LockMode, OpenMode, PositionMode
 
 CALLERS = {
     "owner": Who("ann", ("acme", "team"), tenant="acme"),
@@ -27,7 +28,8 @@ NOW: dict[str, Any] = {"now": 1.0}
 KEEP = PositionMode.KEEP
 
 # /d belongs to ann, and so does /d/f; the group of both is `team`. `dir` and `file` are the bits that each of the
-# three classes has on them. Of two names in one call, both are in /d.
+# three classes has on them. Of two names in one call, both are in /d, but for "out" and "in": there one is in /free,
+# where everybody may do everything. "by r" is through a handle that was opened for reading.
 TABLE = """
 call          dir  file  owner   group   other   operator  stranger
 stat          --x  ---   ok      ok      ok      ok        ENOENT
@@ -42,14 +44,25 @@ open w        rwx  r-x   EACCES  EACCES  EACCES  ok        ENOENT
 open w        rwx  -wx   EACCES  EACCES  EACCES  ok        ENOENT
 fstat         --x  r--   ok      ok      ok      ok        ENOENT
 tokens        --x  r--   ok      ok      ok      ok        ENOENT
+positions     --x  r--   ok      ok      ok      ok        ENOENT
+look          --x  r--   ok      ok      ok      ok        ENOENT
 append        --x  rw-   ok      ok      ok      ok        ENOENT
 append        rwx  r-x   EACCES  EACCES  EACCES  ok        ENOENT
+append by r   rwx  rwx   EACCES  EACCES  EACCES  EACCES    ENOENT
 truncate      --x  rw-   ok      ok      ok      ok        ENOENT
 truncate      rwx  r-x   EACCES  EACCES  EACCES  ok        ENOENT
+truncate by r rwx  rwx   EACCES  EACCES  EACCES  EACCES    ENOENT
+lock shared   --x  r--   ok      ok      ok      ok        ENOENT
+lock excl     --x  rw-   ok      ok      ok      ok        ENOENT
+lock excl     rwx  r-x   EACCES  EACCES  EACCES  ok        ENOENT
+lock by r     rwx  rwx   EACCES  EACCES  EACCES  EACCES    ENOENT
+pin           --x  r--   ok      ok      ok      ok        ENOENT
+advise        --x  r--   ok      ok      ok      ok        ENOENT
 dup r         --x  r--   ok      ok      ok      ok        ENOENT
 dup w         --x  rw-   ok      ok      ok      ok        ENOENT
 dup w         rwx  r-x   EACCES  EACCES  EACCES  ok        ENOENT
 widen         rwx  rwx   EACCES  EACCES  EACCES  EACCES    ENOENT
+narrowed      rwx  rwx   EACCES  EACCES  EACCES  EACCES    ENOENT
 fork          --x  r-x   ok      ok      ok      ok        ENOENT
 fork          rwx  rw-   EACCES  EACCES  EACCES  ok        ENOENT
 fork to       -wx  r-x   ok      ok      ok      ok        ENOENT
@@ -63,6 +76,7 @@ merge         rwx  rw-   EACCES  EACCES  EACCES  ok        ENOENT
 merge to      r-x  rwx   EACCES  EACCES  EACCES  ok        ENOENT
 splice into   --x  rw-   ok      ok      ok      ok        ENOENT
 splice into   rwx  r-x   EACCES  EACCES  EACCES  ok        ENOENT
+splice by r   rwx  rwx   EACCES  EACCES  EACCES  EACCES    ENOENT
 splice from   --x  r-x   ok      ok      ok      ok        ENOENT
 splice from   rwx  rw-   EACCES  EACCES  EACCES  ok        ENOENT
 create        -wx  ---   ok      ok      ok      ok        ENOENT
@@ -77,6 +91,10 @@ rename        -wx  ---   ok      ok      ok      ok        ENOENT
 rename        r-x  rwx   EACCES  EACCES  EACCES  ok        ENOENT
 rename over   -wx  ---   ok      ok      ok      ok        ENOENT
 rename over   r-x  rwx   EACCES  EACCES  EACCES  ok        ENOENT
+rename out    -wx  ---   ok      ok      ok      ok        ENOENT
+rename out    r-x  rwx   EACCES  EACCES  EACCES  ok        ENOENT
+rename in     -wx  ---   ok      ok      ok      ok        ENOENT
+rename in     r-x  rwx   EACCES  EACCES  EACCES  ok        ENOENT
 link          -wx  rw-   ok      ok      ok      ok        ENOENT
 link          -wx  r-x   EACCES  EACCES  EACCES  ok        ENOENT
 link          -wx  -wx   EACCES  EACCES  EACCES  ok        ENOENT
@@ -103,11 +121,11 @@ fork          --x  rwxr--r-x  ok      EACCES  ok      ok        ENOENT
 
 
 def cases(table: str) -> list[Any]:
-    header, *rows = [line.replace(" r ", "-r ").replace(" w ", "-w ") for line in table.strip().splitlines()]
+    header, *rows = table.strip().splitlines()
     found = []
     for row in rows:
         words = row.split()
-        call, (mode_dir, mode_file, *outcomes) = " ".join(words[:-7]).replace("-", " "), words[-7:]
+        call, (mode_dir, mode_file, *outcomes) = " ".join(words[:-7]), words[-7:]
         for caller, outcome in zip(header.split()[3:], outcomes, strict=True):
             name = f"{call.replace(' ', '-')}-{mode_dir}-{mode_file}-{caller}"
             found.append(pytest.param(call, mode_dir, mode_file, caller, outcome, id=name))
@@ -137,11 +155,21 @@ def use(fs: Kvfs, call: str, who: Who, top: str) -> None:
         "open w": writer,
         "fstat": lambda: fs.fstat(reader(), 1.0, who),
         "tokens": lambda: fs.tokens(reader()),
+        "positions": lambda: fs.positions(reader()),
+        "look": lambda: fs.next_position(reader()),
         "append": lambda: fs.claim(writer()),
+        "append by r": lambda: fs.claim(reader()),
         "truncate": lambda: fs.truncate(writer(), 0, 1.0),
+        "truncate by r": lambda: fs.truncate(reader(), 0, 1.0),
+        "lock shared": lambda: fs.lock(reader(), LockMode.SHARED, thread=1),
+        "lock excl": lambda: fs.lock(writer(), LockMode.EXCLUSIVE, thread=1),
+        "lock by r": lambda: fs.lock(reader(), LockMode.EXCLUSIVE, thread=1),
+        "pin": lambda: fs.unpin(reader(), who.tenant),  # which asks what pinning does
+        "advise": lambda: fs.advise(reader(), Advice.WILLNEED, 1.0),
         "dup r": lambda: fs.dup(reader(), OpenMode.READ, **by),
         "dup w": lambda: fs.dup(writer(), OpenMode.WRITE, **by),
         "widen": lambda: fs.dup(reader(), OpenMode.WRITE, **by),
+        "narrowed": lambda: fs.claim(fs.dup(writer(), OpenMode.READ, **by)),
         "fork": lambda: fs.fork(reader(), None, **by),
         "fork to": lambda: fs.fork(reader(), f"{d}/new", **by),
         "extract": lambda: fs.end_edit(fs.extract(reader(), [], KEEP, **by), 1.0),
@@ -149,12 +177,15 @@ def use(fs: Kvfs, call: str, who: Who, top: str) -> None:
         "merge": lambda: fs.end_edit(fs.merge([reader()], KEEP, **by), 1.0),
         "merge to": lambda: fs.end_edit(fs.merge([reader()], KEEP, path=f"{d}/new", **by), 1.0),
         "splice into": lambda: fs.end_edit(fs.splice(writer(), 0, 0, None, KEEP, **by), 1.0),
+        "splice by r": lambda: fs.end_edit(fs.splice(reader(), 0, 0, None, KEEP, **by), 1.0),
         "splice from": lambda: fs.end_edit(fs.splice(fs.create(None, **by), 0, 0, reader(), KEEP, **by), 1.0),
         "create": lambda: fs.create(f"{d}/new", **by),
         "mkdir": lambda: fs.mkdir(f"{d}/new", **by),
         "unlink": lambda: fs.unlink(f, **by),
         "rename": lambda: fs.rename(f, f"{d}/new", **by),
         "rename over": lambda: fs.rename(f, f"{d}/g", **by),
+        "rename out": lambda: fs.rename(f, f"{top}/free/new", **by),
+        "rename in": lambda: fs.rename(f"{top}/free/f", f"{d}/new", **by),
         "link": lambda: fs.link(f, f"{d}/new", **by),
         "chmod": lambda: fs.chmod(f, 0o777, **by),
         "chmod dir": lambda: fs.chmod(d, 0o777, **by),
@@ -167,8 +198,10 @@ def use(fs: Kvfs, call: str, who: Who, top: str) -> None:
 
 @pytest.mark.parametrize(("call", "mode_dir", "mode_file", "caller", "outcome"), [*cases(TABLE), *cases(CLASSES)])
 def test_who_may_do_what(fs: Kvfs, call: str, mode_dir: str, mode_file: str, caller: str, outcome: str) -> None:
-    fs.mkdir("/d", who=ANN, **NOW)
-    for path in ("/d/f", "/d/g"):
+    for path in ("/d", "/free"):
+        fs.mkdir(path, who=ANN, **NOW)
+        fs.chmod(path, 0o777, who=ANN, **NOW)
+    for path in ("/d/f", "/d/g", "/free/f"):
         fs.close(fs.create(path, who=ANN, **NOW), 1.0)
     fs.chown("/d/f", None, "team", who=ANN, **NOW)
     fs.chmod("/d/f", bits(mode_file), who=ANN, **NOW)
@@ -185,8 +218,25 @@ def test_who_may_do_what(fs: Kvfs, call: str, mode_dir: str, mode_file: str, cal
         assert "/tenants" not in error.detail, "an error spells paths as the caller sees them"
 
 
+# Where the table has each system call that is about files, by the first word of its rows; None: whoever has the handle
+# may, or it is not about a file.
+ROWS_OF = {
+    "open": "open", "create": "create", "close": None, "unlink": "unlink", "stat": "stat", "fstat": "fstat",
+    "readdir": "readdir", "mkdir": "mkdir", "rename": "rename", "fork": "fork", "truncate": "truncate",
+    "tokens": "tokens", "positions": "positions", "link": "link", "chmod": "chmod", "chown": "chown", "umask": None,
+    "extract": "extract", "merge": "merge", "splice": "splice", "lock": "lock", "unlock": None, "pin": "pin",
+    "advise": "advise", "sync": None, "quota": None, "df": None, "dup": "dup",
+    "pred": "append", "generate": "append", "stream": "append", "read": None,
+}  # fmt: skip
+
+
 def test_every_call_is_in_the_table() -> None:
-    """Calls on files that take a `who` are those whose outcome depends on who asks."""
+    about_files = {e.name for e in TABLE_OF_CALLS.values() if e.group == "file" or "fd" in e.call.__struct_fields__}
+    assert set(ROWS_OF) == about_files
+    assert {row for row in ROWS_OF.values() if row} <= {case.values[0].split()[0] for case in cases(TABLE)}
+
+
+def test_every_method_that_asks_who_is_in_the_table() -> None:
     calls = {case.values[0] for case in cases(TABLE)}
     takes_who = {
         name
@@ -195,6 +245,15 @@ def test_every_call_is_in_the_table() -> None:
     }
     beside = {"df", "end_process", "name"}  # of no file; of a process; the end of a call that is in the table
     assert takes_who - beside <= {call.split()[0] for call in calls}
+
+
+def test_the_first_directory_of_a_path_is_asked_too(fs: Kvfs) -> None:
+    fs.create("/shared/f", who=OPERATOR, **NOW)
+    fs.create("/f", who=ANN, **NOW)
+    for path, who in (("/shared", CALLERS["stranger"]), ("/tenants/acme", CALLERS["other"])):
+        fs.chmod(path, 0o766, who=OPERATOR, **NOW)
+        with pytest.raises(AccessDenied, match="may not use it: ask for 'x' on it"):
+            fs.stat("/shared/f" if path == "/shared" else "/f", who=who, **NOW)
 
 
 # --- the pieces ---

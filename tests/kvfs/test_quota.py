@@ -221,6 +221,8 @@ def test_who_has_used_his_byte_seconds_keeps_what_he_has(fs: Kvfs) -> None:
     with pytest.raises(QuotaExceeded):
         append(fs, f, 1, now=7.0)
     assert fs.length(f) == 8
+    fs.mkdir("/d", who=BOB, now=7.0)  # directories have no KV
+    assert fs.readdir("~", who=BOB, now=7.0) == fs.readdir("/tmp", who=BOB, now=7.0) == []
 
 
 def test_the_limits_of_a_process(fs: Kvfs) -> None:

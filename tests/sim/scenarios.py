@@ -24,7 +24,7 @@ from msgspec import Struct
 from gpuworker.stepcost import StepCost
 from kernel.process import Process
 from sdk import KVFile, Sampling, kv, process
-from sdk.abi.errors import FileNotFound
+from sdk.abi.errors import FileNotFound, SyscallError
 from tests.sim.loop import SimLoop, deterministic
 from tests.sim.material import Main
 from tests.sim.plan import Options, Plan
@@ -106,11 +106,15 @@ async def document(seed: int, n_prompt: int) -> KVFile:
         return file
 
 
-async def prober(n_docs: int, n_prompt: int, n_probes: int, period_s: float) -> list[list[float]]:
-    """Takes the time of its own documents, and of prompts that are the same as somebody else's."""
-    for i in range(n_docs):
-        await (await document(i, n_prompt)).close()
-    found: list[list[float]] = [[], []]
+async def prober(n_docs: int, n_prompt: int, n_probes: int, period_s: float, held: bool) -> tuple[Any, list[str]]:
+    """Takes the time of its own documents, of prompts that are the same as somebody else's, and of names that somebody
+    else has. `held`: it keeps its documents open. Returns the seconds of each, and all that it was told."""
+    kept = [await document(i, n_prompt) for i in range(n_docs)]
+    if not held:
+        for doc in kept:
+            await doc.close()
+    found: list[list[float]] = [[], [], []]
+    told: list[str] = []
     for i in range(n_probes):
         await process.sleep(REST * period_s - await process.now() % period_s)
         began = await process.now()
@@ -121,16 +125,47 @@ async def prober(n_docs: int, n_prompt: int, n_probes: int, period_s: float) -> 
         async with await kv.create() as file:
             await file.pred(prompt(1000 + i % n_docs, n_prompt))
         found[1].append(await process.now() - began)
-    return found
+        began = await process.now()
+        told.append(await tries_names(f"doc-{1000 + i % n_docs}"))
+        found[2].append(await process.now() - began)
+        told.append(await looks_around(f"/doc-{i % n_docs}"))
+    return found, told
 
 
-async def neighbour(first: int, n_docs: int, n_prompt: int, n_rounds: int, period_s: float) -> None:
-    """Uses documents of its own between the probes, `n_docs` of them in turn."""
+async def tries_names(name: str) -> str:
+    """What a tenant is told of a name that another has, by each call that could know it."""
+    told: list[Any] = []
+    for path in (f"/{name}", f"/tenants/bob/{name}", f"/home/bob/{name}", f"/shared/{name}"):
+        for call in (kv.stat(path), kv.open(path, "r"), kv.readdir(path), kv.rename(path, "/mine"), kv.unlink(path)):
+            try:
+                told.append(await call)
+            except SyscallError as e:
+                told.append(str(e))
+    await (await kv.create(f"/{name}")).close()  # not EEXIST
+    await kv.unlink(f"/{name}")
+    return str(told)
+
+
+async def looks_around(path: str) -> str:
+    """All that a tenant can ask for, but for times."""
+    stat, quota = await kv.stat(path), await kv.quota()
+    stat = msgspec.structs.replace(stat, created_s=0.0, modified_s=0.0, used_s=0.0)
+    return str([stat, await kv.readdir("/"), msgspec.structs.replace(quota, kv_byte_s=0.0), await kv.df()])
+
+
+async def neighbour(first: int, n_docs: int, n_prompt: int, n_rounds: int, period_s: float, held: bool) -> None:
+    """Uses documents of its own between the probes, `n_docs` of them in turn. `held`: it keeps them all open."""
+    kept: list[KVFile] = []
     for i in range(n_rounds):
         await process.sleep(1.25 * period_s - await process.now() % period_s)
         for j in range(BURST):
-            async with await document(first + (BURST * i + j) % n_docs, n_prompt) as doc, await doc.fork() as file:
+            doc = await document(first + (BURST * i + j) % n_docs, n_prompt)
+            async with await doc.fork() as file:
                 await file.pred([100])
+            if held and len(kept) < n_docs:
+                kept.append(doc)
+            else:
+                await doc.close()
 
 
 class Job(Struct):
@@ -327,47 +362,52 @@ class Isolation(Struct, frozen=True):
 
     p_documents: float  # that its own documents come as fast while the other hits its cache as while it misses it
     p_prompts: float  # likewise its prompts, the same as the other's documents or others
+    p_names: float  # and answers about names, the same as the other's or others
+    told: list[list[str]]  # all other answers that it got, in either case
     n_pages: list[int]  # of its documents that are there at the end, in either case
     n_pages_all: int  # of all of them
     n_evicted: int  # files of the other that made room, where it missed
 
 
 def isolation(
-    *, n_docs: int = 4, n_prompt: int = 128, n_probes: int = 80, period_s: float = 0.5, **settings: Any
+    *,
+    n_docs: int = 4,
+    n_prompt: int = 128,
+    n_probes: int = 80,
+    period_s: float = 0.5,
+    held: bool = False,
+    **settings: Any,
 ) -> Isolation:
     """Two tenants, equal unless `settings` say otherwise. One keeps documents that take a quarter of the device, and
     looks at the clock. The other has as many, which are all in its cache; or so many that half of them are not, and
-    that they fill the device. In the first case its documents are those that the prober tries as prompts."""
+    that they fill the device. In the first case its documents are those that the prober tries as prompts, and as
+    names. `held`: both keep theirs open, so that nothing is a cache and all of it somebody's idle work."""
     n_tokens = 4 * n_docs * n_prompt
     n_pages: list[int] = []
 
-    def run(first: int, n_others: int) -> tuple[list[list[float]], World]:
-        args = {"n_docs": n_docs, "n_prompt": n_prompt, "n_probes": n_probes, "period_s": period_s}
-        probe = Job(prober, args, owner="ann")
-        other = {
-            "first": first,
-            "n_docs": n_others,
-            "n_prompt": n_prompt,
-            "n_rounds": REST * n_probes,
-            "period_s": period_s,
-        }
+    def run(first: int, n_others: int) -> tuple[list[list[float]], list[str], World]:
+        args = {"n_prompt": n_prompt, "period_s": period_s, "held": held}
+        probe = Job(prober, args | {"n_docs": n_docs, "n_probes": n_probes}, owner="ann")
+        other = args | {"first": first, "n_docs": n_others, "n_rounds": REST * n_probes}
         plan = msgspec.structs.replace(BASE, weather=Weather(0.0002, 0.0004))
         jobs = [probe, Job(neighbour, other, owner="bob")]
         world, _ = perform(jobs, plan, n_tokens=n_tokens, beside=lambda world: count(world, probe), **settings)
-        found: list[list[float]] = msgspec.json.decode(probe.result)
-        return found, world
+        found, told = msgspec.json.decode(probe.result)
+        return found, told, world
 
     async def count(world: World, probe: Job) -> None:
         await until(lambda: bool(probe.result), LIMIT_S)
         files = [inode for inode in world.kernel.fs.files.values() if inode.tenant == "ann" and inode.n_links]
         n_pages.append(sum(len(inode.table) for inode in files))
 
-    hits, _ = run(1000, n_docs)
-    misses, world = run(2000, 8 * n_docs)
+    hits, told_hits, _ = run(1000, n_docs)
+    misses, told_misses, world = run(2000, 8 * n_docs)
     return Isolation(
         p_documents=smirnov(hits[0], misses[0])[1],
         p_prompts=smirnov(hits[1], misses[1])[1],
+        p_names=smirnov(hits[2], misses[2])[1],
+        told=[told_hits, told_misses],
         n_pages=n_pages,
         n_pages_all=n_docs * n_prompt // BASE.page_size,
-        n_evicted=world.kernel.counters.n_evicted_cached,
+        n_evicted=sum(getattr(world.kernel.counters, f"n_evicted_{kind}") for kind in ("cached", "away", "idle")),
     )

@@ -93,6 +93,9 @@ class Observer:
         saw = self._world.saw
         if isinstance(message, wire.Fetch):
             saw("pages are fetched")
+            welcome = self._world.kernel.fleet.attached(link.address).worker.welcome
+            if welcome is not None and max(message.pages) >= welcome.n_pages:
+                saw("pages in main memory are fetched")
         elif isinstance(message, wire.Store):
             saw("pages are stored")
         elif isinstance(message, wire.Batch):

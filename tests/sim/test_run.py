@@ -54,6 +54,21 @@ def test_files_survive_workers_that_refuse_to_move_them():
     assert seen["counted: n_pages_migrated"] > 0
 
 
+def test_files_in_main_memory_go_along_when_their_worker_drains():
+    seen: Counter[str] = Counter()
+    for seed in (4, 5, 7):
+        drains = [Fault(0.05 + 0.1 * i, "drain", seed + i) for i in range(10)]
+        plan = draw(seed, Options(faults=(), pages="4x"))
+        starts = sorted(plan.starts * 4, key=lambda start: start.at_s)
+        plan = replace(plan, n_workers=2, host_share=4.0, preemption_mode="swap", starts=starts, faults=drains)
+        report = play(replace(plan, cost=replace(plan.cost, page_s=0.0001), ends_s=1.2))
+        assert report.broken == []
+        seen.update(report.sometimes)
+    assert seen["pages in main memory are fetched"] > 3
+    assert seen["counted: n_edits"] > 0
+    assert seen["counted: n_edits_recomputed"] == 0
+
+
 def test_a_story_changes_nothing():
     plain, told = simulate(3, Options()), simulate(3, Options(), keeps_story=True)
     assert told.digest == plain.digest

@@ -43,12 +43,15 @@ def test_smirnov():
     assert p == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_tenant_cannot_tell_whether_another_hits_its_cache():
-    figures = scenarios.isolation()
+@pytest.mark.parametrize("held", [False, True], ids=["closed files", "open files"])
+def test_a_tenant_cannot_tell_whether_another_hits_its_cache(held):
+    figures = scenarios.isolation(held=held)
     assert figures.n_evicted > 10, "the other was under pressure, and made room for itself"
     assert figures.n_pages == [figures.n_pages_all, figures.n_pages_all], "nobody took a page below its share"
     assert figures.p_documents > 0.05
     assert figures.p_prompts > 0.05
+    assert figures.p_names > 0.05
+    assert figures.told[0] == figures.told[1]
 
 
 def test_without_protection_a_tenant_would_see_it():
