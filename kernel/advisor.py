@@ -5,26 +5,24 @@ tenants that run programs or have pins there. More than that is clipped, from th
 quota a pin is never broken, by whomever else: whoever needs room finds it in what is not pinned, and a call that would
 need more than that is told so (`ENOSPC`).
 
-The files that are to come back are looked at when somebody asks, and now and then until they are there: those that
-lost their device are placed on another here, the rest is `kernel/memory.py`'s. Made by `kernel/core.py`, called by
-`kernel/sys_advice.py`. Never add here which files leave.
+The files that are to come back are looked at when somebody asks, and now and then until they are there. Those that
+lost their device are placed on another here; those that are on disk are loaded as soon as there is room for them
+(`fetch`); room, and all else, is `kernel/memory.py`'s. So advice never takes pages from a file that is open. Made by
+`kernel/core.py`, called by `kernel/sys_advice.py`. Never add here which files leave.
 """
 
 import asyncio
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from kernel.accounts import Account
 from kernel.fleet import Fleet
-from kernel.jobs import PredJob
 from kernel.scheduler import Scheduler
 from kvfs.access import KERNEL
-from kvfs.inode import Residency
+from kvfs.inode import Inode
 from kvfs.openfile import OpenFile
 from kvfs.pages import PagePool
 from kvfs.pins import is_there, n_pages_of
-from sdk.abi.values import NOTHING, Advice, Advised, OpenMode, Outcome
+from sdk.abi.values import Advice, Advised, Outcome
 
 LOOK_S = 0.1  # between two looks at what has not come back yet
 
@@ -39,15 +37,16 @@ class Advisor:
         self._tenants = scheduler.tenants
         self._shares = shares
         self._asked = asyncio.Event()
+        self.fetch: Callable[[Inode, int], bool] | None = None  # of so many tokens: see `Loading.fetch`
 
     # --- what is asked ---
 
-    def pin(self, file: OpenFile, account: Account, tenant: str, ttl: float | None) -> Advised:
-        """Keep a file's pages on its device for `ttl` seconds; None: while it is open; 0: not any more. `account` is of
-        the process that asks."""
+    def pin(self, file: OpenFile, tenant: str, ttl: float | None) -> Advised:
+        """Keep a file's pages on its device for `ttl` seconds; None: while it is open; 0: not any more. What is refused
+        changes nothing: an earlier pin stays."""
         fs, inode, now = self._fs, file.live(), self._fleet.now()
-        fs.unpin(file, tenant)
         if ttl == 0.0:
+            fs.unpin(file, tenant)
             return Advised(Outcome.ACCEPTED)
         if not inode.tokens:
             return refused("this file is empty: pin it when it has tokens")
@@ -55,11 +54,12 @@ class Advisor:
         if pool is None:
             return refused("no worker is there to keep it")
         n_wanted = n_pages_of(inode)
-        room = fs.pins.room(pool, tenant, self._share(pool, tenant), now)
-        n_pages = min(n_wanted, room)
+        n_pages = min(n_wanted, fs.pins.room(inode, tenant, self._share(pool, tenant), now))
         if n_pages < 1:
+            n_held = fs.pins.n_pinned(pool, now).get(tenant, 0)
             return refused(
-                f"{tenant!r} may pin no more pages on {pool.name}: unpin others, or raise --max-pinned-share"
+                f"{tenant!r} has pinned {n_held} pages of {pool.name} and may pin no more now: unpin others, try again "
+                "later, or ask the operator to raise --max-pinned-share"
             )
         until_s = math.inf if ttl is None else now + ttl
         fs.pin(file, tenant, n_pages, until_s)
@@ -69,25 +69,29 @@ class Advisor:
         detail = f"{n_wanted} pages are wanted, and {n_pages} are left of the quota" if n_pages < n_wanted else ""
         if is_there(inode, n_tokens) and not inode.moving:
             return Advised(Outcome.CLIPPED if detail else Outcome.ACCEPTED, n_pages, until, detail)
-        self._begin(file, account, pool)
+        self._begin(inode, n_tokens, pool)
         on_its_way = "its pages are brought back first"
         return Advised(Outcome.DEFERRED, n_pages, until, f"{detail}; {on_its_way}" if detail else on_its_way)
 
-    def advise(self, file: OpenFile, account: Account, tenant: str, advice: Advice) -> Advised:
+    def advise(self, file: OpenFile, tenant: str, advice: Advice) -> Advised:
         """Bring a file's pages back before somebody asks, or let it be the first to leave."""
         fs, inode, now = self._fs, file.live(), self._fleet.now()
         if advice is Advice.WILLNEED:
             pool = self._place(file) if inode.tokens else None
             if pool is None:
                 return refused("no worker is there to bring it to" if inode.tokens else "this file is empty")
-            fs.advise(file, advice, now)
             n_pages = n_pages_of(inode)
+            if n_pages > pool.n_pages:
+                return refused(f"this file has {n_pages} pages, and {pool.name} has {pool.n_pages} in all: truncate it")
+            fs.advise(file, advice, now)
             if is_there(inode, len(inode.tokens)) and not inode.moving:
                 return Advised(Outcome.ACCEPTED, n_pages)
-            self._begin(file, account, pool)
+            self._begin(inode, len(inode.tokens), pool)
             return Advised(Outcome.DEFERRED, n_pages, detail="its pages come back as soon as there is room")
-        if inode.tenant != tenant or any(pid != file.pid for pid in inode.pids):
-            return refused("others use this file, or it is not yours: it stays as long as they need it")
+        if inode.tenant != tenant:
+            return refused("this file belongs to somebody else, who decides how long it is needed")
+        if {*inode.pids} - {file.pid, KERNEL.pid}:
+            return refused("another program has this file open: try again when it has closed it")
         if fs.pins.until(inode, now)[0]:
             return refused("this file is pinned: unpin it first")
         fs.advise(file, advice, now)
@@ -104,29 +108,12 @@ class Advisor:
 
     # --- bringing it back ---
 
-    def _begin(self, file: OpenFile, account: Account, pool: PagePool) -> None:
-        if not self._from_disk(file, account):
-            self._look_soon(pool)
-
-    def _from_disk(self, file: OpenFile, account: Account) -> bool:
-        """Whether K/V comes from disk: it does for a call that needs it, so there is one, which asks for nothing."""
-        fs, inode = self._fs, file.inode
-        if self._fleet.bring is None or fs.n_durable(inode) <= inode.n_kv or inode.residency is not Residency.PARTIAL:
-            return False
-        if inode.ino in fs.pins.awaited:
-            return True
-        own = fs.dup(file, OpenMode.READ, who=KERNEL, now=self._fleet.now())
-
-        def over(_: Any) -> None:
-            fs.pins.awaited.discard(inode.ino)
-            fs.close(own, self._fleet.now())
-
-        look = PredJob(
-            own, [], [], NOTHING, last_token=0, last_position=0, seed=0, history=list, on_done=over, on_fail=over
-        )
-        fs.pins.awaited.add(inode.ino)
-        self._fleet.submit(look, account, claim=False, again=False)
-        return True
+    def _begin(self, inode: Inode, n_tokens: int, pool: PagePool) -> None:
+        if self.fetch is not None and self.fetch(inode, n_tokens):
+            self._fs.pins.awaited.add(inode.ino)
+        else:
+            self._fs.pins.awaited.discard(inode.ino)
+        self._look_soon(pool)
 
     def _place(self, file: OpenFile) -> PagePool | None:
         """The device of a file; one that has none gets one, if any is there."""
@@ -149,12 +136,13 @@ class Advisor:
         if self._fs.pins.are_quiet:
             self._asked.clear()
             return
-        for wish in self._fs.wanted(self._fleet.now()):
-            inode = wish.inode
+        now = self._fleet.now()
+        for inode, *_ in self._fs.wanted(now):
             if inode.pool is None and not inode.n_leases and not inode.moving and (name := self._best()) is not None:
                 self._fs.place_ino(inode.ino, name)
+        for inode, n_tokens, *_ in self._fs.wanted(now):
             if inode.pool is not None:
-                self._look_soon(inode.pool)
+                self._begin(inode, n_tokens, inode.pool)
 
     async def look_forever(self) -> None:
         """Until cancelled, while there is something to look at."""

@@ -1,24 +1,19 @@
 """System calls about where a file's pages should be. Decode and call the advisor; mechanism never lives here."""
 
 from kernel.core import Kernel
+from kernel.credentials import tenant_of
 from kernel.dispatch import handles
 from kernel.process import Process
 from kernel.sys_file import file_of
-from kvfs.access import OPERATOR_NAME
 from sdk.abi import calls
 from sdk.abi.values import Advised
 
 
 @handles(calls.Pin)
 def sys_pin(kernel: Kernel, process: Process, call: calls.Pin) -> Advised:
-    return kernel.advisor.pin(file_of(process, call.fd), process.account, tenant_of(process), call.ttl)
+    return kernel.advisor.pin(file_of(process, call.fd), tenant_of(process.who), call.ttl)
 
 
 @handles(calls.Advise)
 def sys_advise(kernel: Kernel, process: Process, call: calls.Advise) -> Advised:
-    return kernel.advisor.advise(file_of(process, call.fd), process.account, tenant_of(process), call.advice)
-
-
-def tenant_of(process: Process) -> str:
-    """Whose share of a device counts: as for the files that the process makes."""
-    return process.who.tenant or OPERATOR_NAME
+    return kernel.advisor.advise(file_of(process, call.fd), tenant_of(process.who), call.advice)

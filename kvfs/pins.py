@@ -1,9 +1,9 @@
 """Pins and advice: what programs have said about where the pages of files should be.
 
 A *pin* says that the leading `n_pages` of a file stay on its device, up to a time; one without a time ends with the
-handle it was made with. It belongs to a tenant, whose quota it counts against. A pin with a time outlives its handle
-if the file has a name, and any pin ends with the file's last name. Forks do not inherit pins; pages that a pinned file
-shares with them stay with it.
+handle it was made with. It belongs to a tenant, whose quota it counts against: of several pins of one file the largest.
+A pin with a time outlives its handle if the file has a name, and any pin ends with the file's last name. Forks do not
+inherit pins; pages that a pinned file shares with them stay with it.
 
 What is pinned on a device is never more than a share of its pages: so there is always room to go on, however long a
 pin lasts, and nobody who evicts has to break one. That share is looked at whenever somebody asks what is kept
@@ -52,6 +52,7 @@ class Wish(NamedTuple):
     inode: Inode
     n_tokens: int
     is_pinned: bool
+    is_awaited: bool  # it comes by other means than the device's, as soon as there is room
 
 
 class Pins:
@@ -62,22 +63,24 @@ class Pins:
         self.max_share = max_share
         self.pins: dict[Pin, None] = {}  # oldest first; those that are over are dropped when somebody looks
         self.advice: dict[int, tuple[Advice, float]] = {}  # by inode number, with when it was given
-        self.awaited: set[int] = set()  # inode numbers of files that somebody brings back by other means
+        self.awaited: set[int] = set()  # inode numbers of files that come back by other means
 
     # --- pinning ---
 
     def pin(self, inode: Inode, tenant: str, handle: OpenFile, n_pages: int, until_s: float) -> Pin:
-        """Pin the first `n_pages` of a file, in place of what this handle, or one that the tenant has closed, had
-        pinned."""
-        self.unpin(inode, tenant, handle)
+        """Pin the first `n_pages` of a file, in place of what this handle had pinned. What handles that the tenant has
+        closed left stays, where it lasts longer or is of more."""
         pin = Pin(inode, tenant, handle, n_pages, until_s)
+        self._end([p for p in self._own(inode, tenant, handle) if p.handle is handle or is_less(p, pin)])
         self.pins[pin] = None
         return pin
 
     def unpin(self, inode: Inode, tenant: str, handle: OpenFile) -> int:
         """End the pins of this handle and those the tenant's closed handles have left; returns how many."""
-        own = [p for p in self.of(inode) if p.handle is handle or (p.handle is None and p.tenant == tenant)]
-        return self._end(own)
+        return self._end(self._own(inode, tenant, handle))
+
+    def _own(self, inode: Inode, tenant: str, handle: OpenFile) -> list[Pin]:
+        return [p for p in self.of(inode) if p.handle is handle or (p.handle is None and p.tenant == tenant)]
 
     def closed(self, handle: OpenFile) -> None:
         """A handle is closed: its pin stays if it has a time and the file a name."""
@@ -91,6 +94,7 @@ class Pins:
         """The file is gone, or its pages cannot be had: nothing that was said of it holds any more."""
         self._end(self.of(inode))
         self.advice.pop(inode.ino, None)
+        self.awaited.discard(inode.ino)
 
     def _end(self, pins: list[Pin]) -> int:
         for pin in pins:
@@ -113,18 +117,28 @@ class Pins:
         return [pin for pin in self.pins if pin.inode is inode] if self.pins else []
 
     def n_pinned(self, pool: PagePool, now: float) -> dict[str, int]:
-        """Pinned pages of a device, by tenant; those of a file that several have pinned count for each."""
+        """Pages of a device that are pinned, by tenant. Pages that files share count for each of them, and a file that
+        several tenants have pinned for each of these."""
         self.expire(now)
-        found: dict[str, int] = {}
+        largest: dict[tuple[str, int], int] = {}
         for pin in self.pins:
             if pin.inode.pool is pool:
-                found[pin.tenant] = found.get(pin.tenant, 0) + pin.n_held
+                key = pin.tenant, pin.inode.ino
+                largest[key] = max(largest.get(key, 0), pin.n_held)
+        found: dict[str, int] = {}
+        for (tenant, _), n in largest.items():
+            found[tenant] = found.get(tenant, 0) + n
         return found
 
-    def room(self, pool: PagePool, tenant: str, share: float, now: float) -> int:
-        """Pages that a tenant may pin besides: of all that may be pinned on the device, `share` is its own."""
-        held, limit = self.n_pinned(pool, now), self.limit(pool)
-        return min(limit - sum(held.values()), int(limit * share) - held.get(tenant, 0))
+    def room(self, inode: Inode, tenant: str, share: float, now: float) -> int:
+        """How many pages of a file a tenant may pin, with those that it has pinned of it already: of all that may be
+        pinned on the file's device, `share` is the tenant's. 0 where the file is on none."""
+        if inode.pool is None:
+            return 0
+        held, limit = self.n_pinned(inode.pool, now), self.limit(inode.pool)
+        n_here = max((p.n_held for p in self.of(inode) if p.tenant == tenant), default=0)
+        left = min(limit - sum(held.values()), int(limit * share) - held.get(tenant, 0))
+        return max(0, left + n_here)
 
     def limit(self, pool: PagePool) -> int:
         """Pages of a device that may be pinned."""
@@ -145,10 +159,16 @@ class Pins:
         return kept
 
     def until(self, inode: Inode, now: float) -> tuple[int, float]:
-        """How many of a file's pages are pinned, and until when; (0, 0.0) when none are."""
+        """How many of a file's pages are pinned, and until when; (0, 0.0) when none are. Where too many have come to a
+        device, as many as are kept there."""
         self.expire(now)
         pins = self.of(inode)
-        return max((p.n_held for p in pins), default=0), max((p.until_s for p in pins), default=0.0)
+        if not pins:
+            return 0, 0.0
+        n_pages = max(p.n_held for p in pins)
+        if inode.pool is not None:
+            n_pages -= max(map(n_present, pins)) - self.kept(inode.pool, now).get(inode.ino, 0)
+        return n_pages, max(p.until_s for p in pins)
 
     # --- advice ---
 
@@ -173,17 +193,28 @@ class Pins:
         wishes: dict[int, Wish] = {}
         for pin in self.pins:
             size = pin.inode.pool.page_size if pin.inode.pool is not None else 1
-            n_tokens = min(pin.n_pages * size, len(pin.inode.tokens))
-            if pin.inode.ino not in self.awaited and not is_there(pin.inode, n_tokens):
-                wishes[pin.inode.ino] = Wish(pin.inode, n_tokens, True)
+            self._wish(wishes, pin.inode, min(pin.n_pages * size, len(pin.inode.tokens)), is_pinned=True)
         for ino, (advice, _) in list(self.advice.items()):
-            if advice is Advice.WILLNEED:
-                inode = files[ino]
-                if is_there(inode, len(inode.tokens)):
-                    del self.advice[ino]
-                elif ino not in self.awaited:
-                    wishes.setdefault(ino, Wish(inode, len(inode.tokens), False))
+            inode = files[ino]
+            if advice is not Advice.WILLNEED:
+                continue
+            if is_there(inode, len(inode.tokens)):
+                del self.advice[ino]
+            if ino not in wishes:
+                self._wish(wishes, inode, len(inode.tokens), is_pinned=False)
         return list(wishes.values())
+
+    def _wish(self, wishes: dict[int, Wish], inode: Inode, n_tokens: int, *, is_pinned: bool) -> None:
+        known = wishes.get(inode.ino)
+        if is_there(inode, n_tokens):
+            self.awaited.discard(inode.ino)
+        elif known is None or known.n_tokens < n_tokens:
+            wishes[inode.ino] = Wish(inode, n_tokens, is_pinned, inode.ino in self.awaited)
+
+
+def is_less(pin: Pin, other: Pin) -> bool:
+    """Whether one pin of a file keeps nothing that another does not keep for as long."""
+    return pin.n_pages <= other.n_pages and pin.until_s <= other.until_s and other.until_s < math.inf
 
 
 def n_present(pin: Pin) -> int:

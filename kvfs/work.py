@@ -257,16 +257,16 @@ class Work(Base):
         self.transfers.pop(move, None)  # it is not there when remove_device ended it
 
     def migrate(self, inos: Iterable[int], device: str, now: float) -> Migration:
-        """Move the pages of these files to another device; those shared with files that stay are copied. They are
-        MOVING until its end.
+        """Move the pages of these files to another device, or to its host memory: each to the tier that it is on, or to
+        the other one where that is full. Those shared with files that stay are copied. They are MOVING until its end.
 
         Raises NoDevice, NoSpace, CrossDevice (pages of another size) with nothing changed; KernelPanic when a batch
-        or a move has a file, it has pages in host memory, or they are not all on one other device."""
+        or a move has a file, or they are not all on one other device."""
         return self._begin(tiers.migrate(self._inodes(inos), self._pool(device)), f"migrate to {device}", now)
 
     def is_receiving(self, device: str) -> bool:
-        """Whether pages of it wait for contents that come from elsewhere: then some of its room is not lost."""
-        return any(t.pool_to.name == device and t.pool_from is not t.pool_to for t in self.transfers)
+        """Whether pages of it wait for contents from another device or from disk: then some of its room is not lost."""
+        return any(t.pool_to.name == device and not isinstance(t, Move) for t in self.transfers)
 
     def commit_migration(self, migration: Migration, now: float) -> None:
         """The contents are there: the files are on the other device. Once (KernelPanic)."""
@@ -299,9 +299,11 @@ class Work(Base):
         moves.abandon(load)
         self.transfers.pop(load, None)
 
-    def read_back(self, inode: Inode, tokens: "array[int]", positions: "array[int]") -> None:
-        """The tokens of a file that is on disk are here now; its K/V is not."""
-        inode.tokens, inode.positions, inode.n_unread = tokens, positions, 0
+    def read_back(
+        self, inode: Inode, tokens: "array[int]", positions: "array[int]", edited: Edited | None = None
+    ) -> None:
+        """The tokens of a file that is on disk are here now; its K/V, which is `edited` or not, is not."""
+        inode.tokens, inode.positions, inode.n_unread, inode.edited = tokens, positions, 0, edited
 
     def snapshot(self, inode: Inode, now: float) -> OpenFile:
         """The kernel's own copy-on-write copy of a file, as committed: it stays as it is while the file is written."""
@@ -312,13 +314,18 @@ class Work(Base):
         self.families.join(child, inode)
         if inode.moving:
             self._transfer_of(inode).join(child)
-        f = OpenFile(child, R, KERNEL.pid)
+        return self.hold(child)
+
+    def hold(self, inode: Inode) -> OpenFile:
+        """A handle of the kernel's own, to read a file."""
+        f = OpenFile(inode, R, KERNEL.pid)
         self.open_files.add(f)
         return f
 
     def drop(self, inos: Iterable[int], now: float, kept: Kept = NOTHING_KEPT) -> int:
         """Give the KV of these files up, without saving it: they are on no device, to be computed again anywhere. One
-        of which a beginning is `kept` stays where it is, with that. Returns the device pages that are free by it.
+        of which a beginning is `kept` stays where it is, with that. Returns the pages that are free by it, in host
+        memory too.
 
         Raises KernelPanic when a batch has one of them; one that is being moved is no part of the move any more."""
         self.quotas.tell(now)
@@ -326,7 +333,7 @@ class Work(Base):
         for inode in files:
             if inode.n_leases:
                 raise inode.panic("its KV is to be dropped, and a batch has it")
-        n_free = sum(pool.n_free for pool in self.pools.values())
+        n_free = self._n_free()
         for inode in files:
             n_kept = kept.get(inode.ino, 0)
             if n_kept and inode.pool is not None:
@@ -335,7 +342,11 @@ class Work(Base):
             else:
                 self._leave(inode)
             inode.note(f"drop, {n_kept} pages kept", now)
-        return sum(pool.n_free for pool in self.pools.values()) - n_free
+        return self._n_free() - n_free
+
+    def _n_free(self) -> int:
+        """Of all devices and their host memory."""
+        return sum(pool.n_free + pool.host.n_free for pool in self.pools.values())
 
     def _begin(self, transfer: T, what: str, now: float) -> T:
         self.quotas.tell(now)

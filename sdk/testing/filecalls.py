@@ -193,8 +193,8 @@ class FileCalls:
 
     def sys_pin(self, c: calls.Pin) -> Advised:
         file, who = self.file(c.fd), (self.pid, c.fd)
-        file.pins.end(who)
         if c.ttl == 0.0:
+            file.pins.end(who)
             return Advised(Outcome.ACCEPTED)
         if not file.tokens:
             return Advised(Outcome.REFUSED, detail="this file is empty: pin it when it has tokens")

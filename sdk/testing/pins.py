@@ -29,7 +29,9 @@ class FilePins:
 
     def closed(self, who: Holder) -> None:
         pin = self.held.pop(who, None)
-        if pin is not None and pin.until_s is not None and pin.is_named:
+        if pin is None or pin.until_s is None or not pin.is_named:
+            return
+        if self.left is None or self.left.until_s is None or self.left.until_s < pin.until_s:
             self.left = pin
 
     def at(self, now: float, *, has_name: bool) -> tuple[int, float | None]:

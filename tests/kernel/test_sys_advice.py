@@ -3,8 +3,9 @@
 import pytest
 
 from sdk import kv, process
+from sdk.abi.errors import Errno, SyscallError
 from sdk.abi.values import Outcome
-from tests.kernel.test_durable import durable_house, n_computed
+from tests.kernel.test_durable import damage_page, durable_house, n_computed
 
 PROMPT = "a prompt of forty characters, or as many"  # 10 pages of 4 tokens
 
@@ -126,7 +127,8 @@ async def test_a_pinned_file_is_brought_back_when_its_worker_is_lost(make_house)
 async def test_dontneed_is_for_ones_own(house):
     async def main(path):
         file = await kv.open(path, "r")
-        return [(await file.dontneed()).outcome]
+        done = await file.dontneed()
+        return [done.outcome, done.detail]
 
     async def owner():
         async with await kv.prompt(PROMPT, "/shared/a") as file:
@@ -140,7 +142,11 @@ async def test_dontneed_is_for_ones_own(house):
     first = kernel.spawn(house.program(owner), {}, owner="local", client=None)
     await house.until(lambda: any(f.inode.n_links for f in kernel.fs.open_files))
     other = kernel.spawn(house.program(main), {"path": "/shared/a"}, owner="x", client=None, tenant="x")
-    assert (await other.wait_exit()).result == b'["refused"]'
+    same = kernel.spawn(house.program(main), {"path": "/shared/a"}, owner="local", client=None)
+    for process_, why in ((other, b"belongs to somebody else"), (same, b"another program has this file open")):
+        result = (await process_.wait_exit()).result
+        assert result.startswith(b'["refused",')
+        assert why in result
     assert (await first.wait_exit()).error == ""
 
 
@@ -168,3 +174,85 @@ async def test_what_is_on_disk_is_read_and_not_computed(tmp_path, how):
         assert await house.value(main) == PROMPT + text
         assert n_computed(house)[0] == 0
         assert n_computed(house)[1] > 0
+
+
+@pytest.mark.parametrize("how", ["pin", "willneed"])
+async def test_what_is_on_disk_waits_for_room_and_takes_no_open_file_s(tmp_path, how):
+    """And when there is room it is read, not computed."""
+    async with durable_house(tmp_path, page_size=4) as house:
+        await house.value(write_document)
+    async with durable_house(tmp_path, n_pages=24, page_size=4) as house:
+        kernel = house.kernel
+
+        async def main():
+            async with await kv.open("/doc", "r") as file:
+                async with await kv.prompt(PROMPT * 2) as other:
+                    assert (await getattr(file, how)()).outcome == Outcome.DEFERRED
+                    for _ in range(50):
+                        kernel.advisor.look()
+                        await process.sleep(0.0)
+                    assert (await other.stat()).n_resident == len(PROMPT * 2)
+                    assert (await file.stat()).n_resident == 0
+                (inode,) = [f.inode for f in kernel.fs.open_files if f.inode.tokens]
+                await house.until(lambda: inode.residency.value == "resident")
+
+        await house.value(main)
+        assert n_computed(house) == (0, 10)
+
+
+async def write_document():
+    async with await kv.prompt(PROMPT, "/doc"):
+        pass
+
+
+async def test_a_pin_that_is_refused_leaves_the_one_before(make_house):
+    async with make_house(n_pages=64, page_size=4) as house:
+        fs = house.kernel.fs
+
+        async def main():
+            async with await kv.prompt(PROMPT) as file:
+                await file.pin(60.0)
+                fs.pins.max_share = 0.0
+                assert "has pinned 10 pages" in (await file.pin()).detail
+                await file.truncate(0)
+                assert (await file.pin()).outcome == Outcome.REFUSED
+                return len(fs.pins.pins)
+
+        assert await house.value(main) == 1
+
+
+async def test_what_could_never_come_back_is_not_waited_for(tmp_path):
+    async with durable_house(tmp_path, page_size=4) as house:
+        await house.value(write_document)
+    async with durable_house(tmp_path, n_pages=9, page_size=4) as house:
+
+        async def main():
+            async with await kv.open("/doc") as file:
+                refused = await file.willneed()
+                assert (refused.outcome, "has 9 in all" in refused.detail) == (Outcome.REFUSED, True)
+                await file.truncate(8)
+                assert (await file.willneed()).outcome == Outcome.DEFERRED
+
+        await house.value(main)
+
+
+async def test_what_is_damaged_and_not_to_be_computed_is_given_up(tmp_path, caplog):
+    """With `--kv-repair fail`: the calls get the error, and advice is no way around it."""
+    async with durable_house(tmp_path, page_size=4) as house:
+        await house.value(write_document)
+    damage_page(tmp_path, 5)
+    async with durable_house(tmp_path, page_size=4, kv_repair="fail") as house:
+        pins = house.kernel.fs.pins
+
+        async def main():
+            async with await kv.open("/doc") as file:
+                for advise in (file.pin, file.willneed):
+                    assert (await advise()).outcome == Outcome.DEFERRED
+                    await house.until(lambda: not pins.pins and not pins.advice)
+                with pytest.raises(SyscallError) as e:
+                    await file.next()
+                assert e.value.errno == Errno.EIO
+
+        await house.value(main)
+        assert n_computed(house)[0] == 0
+    assert "is damaged" in caplog.text

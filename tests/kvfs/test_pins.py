@@ -96,6 +96,22 @@ def test_unpinning_ends_what_is_ones_own(fs: Kvfs, append: Append) -> None:
     assert fs.unpin(f, "t") == 0
 
 
+@pytest.mark.parametrize(("n_pages", "until_s", "stays"), [(3, 60.0, False), (3, 40.0, True), (2, 60.0, True)])
+def test_a_pin_does_not_shorten_what_a_closed_handle_has_left(
+    fs: Kvfs, append: Append, n_pages: int, until_s: float, stays: bool
+) -> None:
+    left = named(fs, append, 9)
+    f = fs.open("/a", OpenMode.READ, who=OPERATOR, now=0.0)
+    fs.pin(left, "t", 3, 50.0)
+    fs.close(left, 1.0)
+    fs.pin(f, "t", n_pages, until_s)
+    assert len(fs.pins.pins) == 1 + stays
+    fs.pin(f, "t", 3, math.inf)
+    fs.close(f, 2.0)
+    assert kept(fs, 49.0) == ([3] if stays else []), "one that goes with its handle takes the place of its own alone"
+    assert kept(fs, 50.0) == []
+
+
 def test_forks_do_not_inherit(fs: Kvfs, make: Make) -> None:
     f = make(9)
     fs.pin(f, "t", 3, math.inf)
@@ -114,7 +130,7 @@ def test_pinned_pages_stay_and_those_behind_them_leave(fs: Kvfs, make: Make) -> 
     assert fs.reclaimable([f.inode.ino], fs.pinned("w0", 1.0)) == 2
     assert out(fs, f) == 2
     assert tiers(f) == "dhh"
-    assert fs.drop([f.inode.ino], 1.0, fs.pinned("w0", 1.0)) == 0
+    assert fs.drop([f.inode.ino], 1.0, fs.pinned("w0", 1.0)) == 2
     assert (f.inode.n_kv, tiers(f), fs.device_of(f)) == (4, "d", "w0")
 
 
@@ -146,17 +162,29 @@ def test_no_more_than_the_share_is_kept_and_the_oldest_pin_first(fs: Kvfs, make:
         fs.pin(f, "t", 10, math.inf)
     assert fs.pins.limit(fs.pools["w0"]) == 16
     assert kept(fs) == [10, 6]
+    assert [fs.fstat(f, 1.0).n_pinned_pages for f in (first, second)] == [10, 6]
+    fs.drop([second.inode.ino], 1.0)
+    fs.place(second, "w0")
+    assert [fs.fstat(f, 1.0).n_pinned_pages for f in (first, second)] == [10, 10], "to be brought back"
 
 
 def test_room_is_of_all_and_of_the_tenant(fs: Kvfs, make: Make) -> None:
     pool = fs.pools["w0"]
-    f = make(40)
-    assert fs.pins.room(pool, "t", 0.5, 1.0) == 8
+    f, other = make(40), make(4)
+
+    def room(file: OpenFile, tenant: str, share: float = 0.5) -> int:
+        return fs.pins.room(file.inode, tenant, share, 1.0)
+
+    assert room(f, "t") == 8
     fs.pin(f, "t", 6, math.inf)
-    assert (fs.pins.room(pool, "t", 0.5, 1.0), fs.pins.room(pool, "u", 0.5, 1.0)) == (2, 8)
-    assert fs.pins.room(pool, "u", 1.0, 1.0) == 10, "what may be pinned in all"
+    assert (room(other, "t"), room(other, "u")) == (2, 8)
+    assert (room(f, "t"), room(f, "u")) == (8, 8), "what one has pinned of a file may be pinned again"
+    assert room(other, "u", 1.0) == 10, "what may be pinned in all"
+    fs.pin(fs.dup(f, None, who=OPERATOR, now=1.0), "t", 4, math.inf)
+    assert fs.pins.n_pinned(pool, 1.0) == {"t": 6}, "a file counts once for a tenant"
     fs.truncate(f, 8, 1.0)
     assert fs.pins.n_pinned(pool, 1.0) == {"t": 2}, "a file that is cut counts for what it has"
+    assert fs.pins.room(fs.create(None, who=OPERATOR, now=1.0).inode, "t", 1.0, 1.0) == 0, "it is on no device"
 
 
 # --- what is wanted ---

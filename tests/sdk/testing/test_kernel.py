@@ -148,3 +148,18 @@ async def test_pins_are_granted_and_end_as_they_should() -> None:
     assert (first, second, last) == ((2, None), (0, None), (0, None))
     assert third[0] == 2
     assert third[1] is not None
+
+
+async def test_a_pin_does_not_shorten_what_a_closed_handle_has_left() -> None:
+    async def main() -> list[float | None]:
+        await (await kv.prompt("twenty characters...", "/a")).close()
+        seen = []
+        for ttl in (60.0, 5.0, None):
+            async with await kv.open("/a") as file:
+                await file.pin(ttl)
+            seen.append((await kv.stat("/a")).pinned_until_s)
+        return seen
+
+    first, *others = await run_lip(main)
+    assert first is not None
+    assert others == [first, first]
