@@ -2,7 +2,7 @@
 
 An answer to a wait goes through the ready queue as all others do; a lock whose caller has gone when its turn comes is
 given back. Closing a handle answers waits as well (`kernel/sys_file.py`), and so does the end of a process, which
-closes its handles.
+closes its handles. A wait for a child (`kernel/sys_process.py`) may refuse one, since it can close a circle too.
 """
 
 import asyncio
@@ -84,6 +84,13 @@ def wait_for(kernel: Kernel, process: Process, call: calls.Lock, ticket: Ticket)
 def sys_unlock(kernel: Kernel, process: Process, call: calls.Unlock) -> None:
     answer(kernel.fs.unlock(file_of(process, call.fd)))
     locked.set(still_held(kernel))
+
+
+def join(kernel: Kernel, process: Process, child: int, future: "asyncio.Future[Any]") -> None:
+    """The caller is parked until the end of a child: if that waits for a lock of the caller's, it never comes."""
+    locks, thread = kernel.fs.locks, asyncio.current_task()
+    future.add_done_callback(lambda _: locks.joined(thread))
+    answer(locks.join(thread, process.pid, child, [lock.lock for lock in still_held(kernel)]))
 
 
 def still_held(kernel: Kernel) -> tuple[Ticket, ...]:

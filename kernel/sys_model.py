@@ -260,8 +260,8 @@ def check_positions(positions: list[int] | None, n_new: int, first: int, model: 
         positions = list(range(first, first + n_new))
     elif len(positions) != n_new:
         raise InvalidArgument(f"{len(positions)} positions for {n_new} tokens")
-    elif any(b < a for a, b in pairwise(positions)):
-        raise InvalidArgument("positions must not decrease")
+    elif any(b < a for a, b in pairwise([max(0, first - 1), *positions])):
+        raise InvalidArgument(f"positions must not decrease: the file's next one is {first}")
     if positions and positions[-1] >= model.max_model_len:
         raise TooLong(f"position {positions[-1]} is beyond the model's context of {model.max_model_len}")
     return positions

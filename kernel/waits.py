@@ -4,7 +4,7 @@ A wait for a tool, a message or a person says nothing about its end, but the las
 a program's name with what it waits for: a system call, or the line of a plain `await` (an HTTP request, a
 subprocess). Of each kind an average is kept that follows the newest; of a sleep the end is known.
 
-Who asks is `kernel/memory.py`, whose pages to move: those of whoever is away longest. Never add here what it does.
+Who asks is `kernel/eviction.py`, whose pages to move: those of whoever is away longest. Never add here what it does.
 """
 
 from collections.abc import Callable

@@ -40,3 +40,6 @@ def check_processes(fs: Kvfs, pids: Collection[int] | None) -> Iterator[str]:
     for f in fs.open_files:
         if pids is not None and f.pid and f.pid not in pids:  # 0 is the kernel itself
             yield f"file #{f.inode.ino}: is open in process {f.pid}, which has ended"
+    for join in fs.locks.joins.values():
+        if pids is not None and join.pid not in pids:
+            yield f"process {join.pid} has ended, and waits for its child {join.child}"

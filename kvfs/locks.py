@@ -15,17 +15,19 @@ both go up wait for one another, which is a deadlock.
 A new wait that closes a circle of threads that wait for one another would never end, nor would the others. Then the
 one of the youngest process (the largest pid) is refused with EDEADLK, be it the caller or one that waited before. Whom
 a wait is for is the thread that locked, or asked before, since that is who unlocks. Seen from another process it is
-also each thread that was started under that lock, since a program mostly waits for these before it unlocks.
+also each thread that was started under that lock, since a program mostly waits for these before it unlocks. A thread
+that *joins* a child, waits for its end, waits for all that the child's threads wait for, for the same reason; it is
+never refused, since its child is younger and waits as well.
 
 Locks keep nobody from reading. What they keep from writing is asked by fs.py and work.py with `check_writer`. Every
 method says whom it has answered, and the kernel wakes them (`kernel/sys_lock.py`); nobody waits who could go on.
-Never add here: time, processes' ends, how anybody is woken.
+Never add here: time, how processes end, how anybody is woken.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvfs.openfile import OpenFile
 from sdk.abi.errors import BadFile, Busy, Deadlock, SyscallError, TimedOut
@@ -88,6 +90,14 @@ class Ticket:
         return self.file is not other.file and EXCLUSIVE in (self.mode, other.mode)
 
 
+class Join(NamedTuple):
+    """A thread that waits for the end of a child of its process."""
+
+    pid: int  # its own
+    child: int
+    under: Collection[int]  # as of a ticket
+
+
 class FileLocks:
     """The locks of one file, and those who wait for one."""
 
@@ -148,6 +158,7 @@ class Locks:
         self.files: dict[int, FileLocks] = {}  # by inode number; those that somebody has locked
         self.waiting: dict[Hashable, Ticket] = {}  # by thread: each waits for one
         self.n_held: Counter[Hashable] = Counter()  # by thread
+        self.joins: dict[Hashable, Join] = {}  # by thread
         self._n_tickets = 0
 
     # --- asking ---
@@ -216,6 +227,17 @@ class Locks:
             self._grant(locks, self._ticket(ticket.file, ticket.before, ticket.thread, ticket.lock))
         self._requeue(locks, ticket.file)
         return self._advance(locks, ticket.ino)
+
+    def join(self, thread: Hashable, pid: int, child: int, under: Collection[int] = ()) -> list[Ticket]:
+        """A thread of process `pid`, started under these locks, begins to wait for the end of a child. Returns who was
+        refused or let in by that: what the child waits for may be the thread's own lock."""
+        self.joins[thread] = Join(pid, child, under)
+        graph = Graph(self.waiting, self.joins)
+        return [t for ticket in graph.of_process(child) for t in self._break_deadlocks(ticket)]
+
+    def joined(self, thread: Hashable) -> None:
+        """It waits no more."""
+        self.joins.pop(thread, None)
 
     # --- looking ---
 
@@ -311,43 +333,82 @@ class Locks:
     # --- deadlocks ---
 
     def _break_deadlocks(self, ticket: Ticket) -> list[Ticket]:
-        """Refuse one of each circle that a new wait closes. Returns who is answered."""
-        if not self.n_held[ticket.thread] and not ticket.under:
+        """Refuse one of each circle through a wait. Returns who is answered."""
+        is_joined = any(join.child == ticket.pid for join in self.joins.values())
+        if not self.n_held[ticket.thread] and not ticket.under and not is_joined:
             return []  # nobody waits for this thread who does not wait for whom it waits for anyway
         answered: list[Ticket] = []
         while ticket.state is WAITING and self.circle(ticket):
             circle = self.circle(ticket, FileLocks.waits)
             youngest = max(circle, key=lambda t: (t.pid, t.number))
-            pids = sorted({t.pid for t in circle})
-            whose = f"processes {', '.join(map(str, pids))} wait" if len(pids) > 1 else f"process {pids[0]} waits"
-            why = f"{whose} for locks of one another" if len(pids) > 1 else f"{whose} for a lock of its own"
-            answered += self._refuse(youngest, Deadlock(f"{why}: unlock what you have, and begin again"))
+            why = f"{self._story(circle)}: unlock what you have, and begin again"
+            answered += self._refuse(youngest, Deadlock(why))
         return answered
+
+    def _story(self, circle: list[Ticket]) -> str:
+        graph = Graph(self.waiting, self.joins)
+        joiners = {join.pid for join in self.joins.values() if not set(circle).isdisjoint(graph.of_process(join.child))}
+        joining = joiners & {owner.pid for t in circle for owner in self.files[t.ino].waits()[t]}
+        pids = sorted(joining | {t.pid for t in circle})
+        if len(pids) == 1:
+            return f"process {pids[0]} waits for a lock of its own"
+        return f"processes {', '.join(map(str, pids))} wait for locks{' and ends' if joining else ''} of one another"
 
     def circle(self, start: Ticket, waits: Waits = FileLocks.waits_next) -> list[Ticket]:
         """A circle of waits through this one, the shortest if `waits` has all of them; empty when there is none.
         Breadth first."""
         of_file: dict[int, dict[Ticket, list[Ticket]]] = {}
         came_from: dict[Ticket, Ticket] = {}
-        started_under: dict[int, list[Ticket]] = {}
-        for ticket in self.waiting.values():
-            for lock in ticket.under:
-                started_under.setdefault(lock, []).append(ticket)
+        graph = Graph(self.waiting, self.joins)
         reached = deque([start])
         while reached:
             ticket = reached.popleft()
             if ticket.ino not in of_file:
                 of_file[ticket.ino] = waits(self.files[ticket.ino])
             for owner in of_file[ticket.ino][ticket]:
-                own = self.waiting.get(owner.thread)
-                others = started_under.get(owner.lock, []) if owner.pid != ticket.pid else []
-                for next_ in [own, *others] if own else others:
+                for next_ in graph.of_lock(owner, ticket.pid):
                     if next_ is start:
                         return _path(ticket, came_from)
                     if next_ not in came_from:
                         came_from[next_] = ticket
                         reached.append(next_)
         return []
+
+
+class Graph:
+    """What threads and processes wait for, at one moment."""
+
+    def __init__(self, waiting: Mapping[Hashable, Ticket], joins: Mapping[Hashable, Join]) -> None:
+        self._waiting = waiting
+        self._joins = joins
+        self._of_pid: dict[int, list[Ticket]] = {}
+        self._children: dict[int, set[int]] = {}  # by pid: whom its threads join
+        self._under: dict[int, list[Hashable]] = {}  # by lock: threads that were started under it, and wait
+        for ticket in waiting.values():
+            self._of_pid.setdefault(ticket.pid, []).append(ticket)
+        for join in joins.values():
+            self._children.setdefault(join.pid, set()).add(join.child)
+        for waits in (waiting, joins):
+            for thread, wait in waits.items():
+                for lock in wait.under:
+                    self._under.setdefault(lock, []).append(thread)
+
+    def of_lock(self, lock: Ticket, seen_from: int) -> list[Ticket]:
+        """What has to be answered before a lock is given back, as it looks to a process."""
+        others = self._under.get(lock.lock, []) if lock.pid != seen_from else []
+        return [ticket for thread in [lock.thread, *others] for ticket in self._of_thread(thread)]
+
+    def _of_thread(self, thread: Hashable) -> list[Ticket]:
+        if thread in self._waiting:
+            return [self._waiting[thread]]
+        return self.of_process(self._joins[thread].child) if thread in self._joins else []
+
+    def of_process(self, pid: int) -> list[Ticket]:
+        """What the threads of a process wait for, and of the children that they join in turn."""
+        pids = [pid]  # children are younger, so this is a tree
+        for parent in pids:
+            pids += self._children.get(parent, ())
+        return [ticket for each in pids for ticket in self._of_pid.get(each, ())]
 
 
 def _path(ticket: Ticket, came_from: dict[Ticket, Ticket]) -> list[Ticket]:

@@ -32,6 +32,7 @@ from sdk.abi.values import (
     Sampling,
     Stat,
     Want,
+    choice,
 )
 from sdk.locks import FileLock, Mode
 from sdk.model import ChatMessage, TextOrTokens, tokens_of
@@ -281,7 +282,7 @@ class KVFile:
 
         Nobody is kept from reading; nobody writes a file that another handle has exclusively (Busy). Raises TimedOut
         after `timeout` seconds (0: if it is not free), Deadlock when this program has to give way to others: leave
-        the blocks you are in, and begin again."""
+        the blocks you are in, and begin again. Blocks of one handle do not nest: leaving the inner one unlocks."""
         return FileLock(self.fd, mode, timeout)
 
     # --- the file itself ---
@@ -295,7 +296,7 @@ class KVFile:
 
     async def dup(self, mode: OpenMode | Literal["r", "w"] | None = None) -> "KVFile":
         """Another handle on the same file; "r" gives up the right to write. Raises AccessDenied if it never had it."""
-        return KVFile(await syscalls.dup(self.fd, mode=None if mode is None else OpenMode(mode)))
+        return KVFile(await syscalls.dup(self.fd, mode=None if mode is None else choice(OpenMode, mode)))
 
     async def extract(
         self, *ranges: tuple[int, int], positions: Positions = PositionMode.KEEP, path: str | None = None
@@ -305,7 +306,7 @@ class KVFile:
         "keep": tokens stay at their positions, as if attention did not see the others. "pack": they are at 0, 1, 2 …,
         keys turned. Either way a token knows what it saw when it was computed. Raises InvalidArgument, FileExists.
         """
-        mode = PositionMode(positions)
+        mode = choice(PositionMode, positions)
         return KVFile(await syscalls.extract(self.fd, ranges=list(ranges), positions=mode, path=path))
 
     async def splice(
@@ -316,7 +317,7 @@ class KVFile:
         `positions` are "keep" where nothing is put in, else "pack". Raises Busy while another call writes the file.
         """
         await self._end_dropped()
-        fd, mode = None if source is None else source.fd, None if positions is None else PositionMode(positions)
+        fd, mode = None if source is None else source.fd, None if positions is None else choice(PositionMode, positions)
         await syscalls.splice(self.fd, start=start, stop=stop, source=fd, positions=mode)
 
     async def truncate(self, n_tokens: int) -> None:
@@ -421,7 +422,7 @@ async def merge(*files: KVFile, positions: Positions = PositionMode.PACK, path: 
     CrossDevice when the files' pages are on different workers.
     """
     fds = [file.fd for file in files]
-    return KVFile(await syscalls.merge(fds, positions=PositionMode(positions), path=path))
+    return KVFile(await syscalls.merge(fds, positions=choice(PositionMode, positions), path=path))
 
 
 # --- files by name ----------------------------------------------------------------------------------------------
@@ -436,7 +437,7 @@ async def open(path: str, mode: OpenMode | Literal["r", "w"] = "w") -> KVFile:  
     """Open the file at `path`: "w" to append and truncate, "r" to read. Either may fork if its owner allows that.
 
     Raises FileNotFound, AccessDenied. "~/" is the user's home; "/tmp/" is the process's own, and goes with it."""
-    return KVFile(await syscalls.open(path, mode=OpenMode(mode)))
+    return KVFile(await syscalls.open(path, mode=choice(OpenMode, mode)))
 
 
 async def chat(messages: Iterable[ChatMessage], path: str | None = None) -> KVFile:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from sdk import syscalls
 from sdk.abi.errors import BadFile
-from sdk.abi.values import Fd, LockMode
+from sdk.abi.values import Fd, LockMode, choice
 
 Mode = LockMode | Literal["shared", "exclusive"]
 
@@ -32,4 +32,4 @@ class FileLock:
     async def convert(self, mode: Mode, *, timeout: float | None = None) -> None:
         """Make it shared, which is immediate, or exclusive, which waits for the others and keeps the shared lock
         meanwhile. Raises TimedOut, Deadlock (two that both want to go up); then it is what it was."""
-        await syscalls.lock(self._fd, mode=LockMode(mode), timeout=timeout)
+        await syscalls.lock(self._fd, mode=choice(LockMode, mode), timeout=timeout)

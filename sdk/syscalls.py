@@ -204,7 +204,9 @@ async def extract(
     positions: PositionMode = PositionMode.KEEP,
     path: str | None = None,
 ) -> Fd:
-    """A new file of some of the tokens: those of each range, from its start to its stop, in the order given."""
+    """A new file of some of the tokens: those of each range, from its start to its stop, in the order given. At most
+    4,096 ranges.
+    """
     return await trap(calls.Extract(fd=fd, ranges=list(ranges), positions=positions, path=path))
 
 
@@ -281,7 +283,7 @@ async def exit(code: int = 0) -> None:  # noqa: A001
 
 
 async def kill(pid: Pid) -> None:
-    """End another process of the same owner, with all its children. It has ended when `wait` says so."""
+    """End another process of the same user, with all its children. It has ended when `wait` says so."""
     await trap(calls.Kill(pid=pid))
 
 
@@ -306,7 +308,7 @@ async def random() -> float:
 
 
 async def rusage(pid: Pid | None = None) -> Usage:
-    """What this process, or another, has used so far."""
+    """What this process, or another of its tenant, has used so far. ESRCH: there is no such process."""
     return await trap(calls.RUsage(pid=pid))
 
 

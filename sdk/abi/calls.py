@@ -51,7 +51,7 @@ class Pred(Syscall[list[Distribution]], frozen=True, kw_only=True):
     """Run the model over `tokens`, appended to the open file, and return what `want` asks for.
 
     The tokens' KV becomes part of the file. `positions` default to the ones after the file's last; they may be
-    any non-decreasing positions below the model's length. With no tokens nothing is computed and the
+    any from the last on, not decreasing and below the model's length. With no tokens nothing is computed and the
     distribution after the file's present end is answered (offset -1), at the price of a look-up.
 
     `visible` says which of the file's tokens each new token attends to: runs of token indices, each with the meaning
@@ -188,7 +188,10 @@ class Exit(Syscall[None], frozen=True, kw_only=True):
 
 @syscall(53, "kill", group="process", errnos=(Errno.ESRCH, Errno.EACCES))
 class Kill(Syscall[None], frozen=True, kw_only=True):
-    """End another process of the same owner, with all its children. It has ended when `wait` says so."""
+    """End another process of the same user, with all its children. It has ended when `wait` says so.
+
+    EACCES: it is another user's. ESRCH: there is none, as far as the caller's tenant knows.
+    """
 
     pid: Pid
 
@@ -217,7 +220,7 @@ class Random(Syscall[float], frozen=True, kw_only=True):
 
 @syscall(58, "rusage", group="process", errnos=(Errno.ESRCH,))
 class RUsage(Syscall[Usage], frozen=True, kw_only=True):
-    """What this process, or another, has used so far."""
+    """What this process, or another of its tenant, has used so far. ESRCH: there is no such process."""
 
     pid: Pid | None = None
 
@@ -228,7 +231,8 @@ class Priority(Syscall[int], frozen=True, kw_only=True):
 
     Work of a class waits for that of all more urgent ones, except that whoever waits goes up a class now and then.
     A child begins with the priority that its parent has then. A process can become less urgent, and as urgent again
-    as it was started, but no more than that. EACCES: more urgent than it was started, or of another owner.
+    as it was started, but no more than that. EACCES: more urgent than it was started, or of another user.
+    ESRCH: there is none, as far as the caller's tenant knows.
     """
 
     value: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
@@ -261,6 +265,8 @@ class SetLimits(Syscall[Limits], frozen=True, kw_only=True):
 @syscall(70, "send", group="ipc", errnos=(Errno.EINVAL, Errno.EDQUOT))
 class Send(Syscall[None], frozen=True, kw_only=True):
     """Put a JSON-able message on a named channel; the first `recv` there takes it, in order.
+
+    A tenant's channels are its own; the operator has those of all, as TENANT/CHANNEL.
 
     EINVAL: not JSON-able. EDQUOT: the channel is full (the reader is too slow, or there is none).
     """

@@ -190,7 +190,8 @@ _EDIT = (Errno.EBADF, Errno.E2BIG, Errno.EXDEV, Errno.ENOSPC, Errno.ENODEV, Errn
 
 @syscall(37, "extract", group="file", blocks=True, errnos=(*_PATH, *_EDIT, Errno.EEXIST))
 class Extract(Syscall[Fd], frozen=True, kw_only=True):
-    """A new file of some of the tokens: those of each range, from its start to its stop, in the order given.
+    """A new file of some of the tokens: those of each range, from its start to its stop, in the order given. At most
+    4,096 ranges.
 
     Nothing is computed. Whole pages are shared with the file where they stay at their positions; all else is copied.
     With "keep" each token stays at its position, and the file is what attention has when it does not see the others.
@@ -260,9 +261,9 @@ class Lock(Syscall[None], frozen=True, kw_only=True):
     stream, truncate, splice) fail with EBUSY, and one that was writing it already runs to its end.
 
     ETIMEDOUT: not free within `timeout` seconds; with 0 it only tries. EDEADLK: threads wait for one another's locks
-    in a circle, and this process is the youngest of theirs: unlock what you have, and begin again. EBADF: also when
-    the handle is closed during the wait. EACCES: "exclusive" needs a handle that can write.
-    EBUSY: another thread waits with this handle.
+    (or, in `wait`, for the end of one another) in a circle, and this process is the youngest of theirs: unlock what you
+    have, and begin again. EBADF: also when the handle is closed during the wait. EACCES: "exclusive" needs a handle
+    that can write. EBUSY: another thread waits with this handle.
     """
 
     fd: Fd
@@ -282,23 +283,24 @@ class Pin(Syscall[Advised], frozen=True, kw_only=True):
     """Keep the pages that the file has now on its device, for `ttl` seconds or while the handle is open.
 
     Nothing that wants room makes them leave. The answer says what was done: *clipped* to the leading pages that the
-    tenant's quota allows; *deferred*, since pages have to be brought back first; *refused*, with the reason. A pin with
-    a `ttl` outlives the handle if the file has a name; every pin ends when the last name is unlinked. A `ttl` of 0 ends
-    what this handle has pinned, and what the tenant's closed handles have. Another pin on the same handle takes the
-    place of the first. Pages that are appended later, and forks, are not pinned.
+    tenant's quota allows; *deferred*, since pages have to be brought back first; *refused*, with the reason, and an
+    earlier pin stays. A pin with a `ttl` (at most 1e9, 31 years) outlives the handle if the file has a name; every pin
+    ends when the last name is unlinked. A `ttl` of 0 ends what this handle has pinned, and what the tenant's closed
+    handles have. Another pin on the same handle takes the place of the first. Pages that are appended later, and forks,
+    are not pinned. Any handle will do: the quota is that of the tenant who pins.
     """
 
     fd: Fd
-    ttl: Annotated[float, Meta(ge=0.0)] | None = None
+    ttl: Annotated[float, Meta(ge=0.0, le=1e9)] | None = None
 
 
 @syscall(43, "advise", group="file", errnos=(Errno.EBADF,))
 class Advise(Syscall[Advised], frozen=True, kw_only=True):
     """Say what is expected of the file's pages; costs nothing and waits for nothing.
 
-    `willneed` begins to bring them back to the device, from main memory or by computing them again, as far as nobody
-    waits for room and those who compute are not slowed down much. `dontneed` makes them the first to leave when
-    somebody wants room, until the file is used again; it is refused while others have the file open.
+    `willneed` begins to bring them back to the device, from disk, from main memory or by computing them again, as far
+    as nobody waits for room and those who compute are not slowed down much. `dontneed` makes them the first to leave
+    when somebody wants room, until the file is used again; it is refused while others have the file open.
     """
 
     fd: Fd

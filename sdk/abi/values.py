@@ -5,12 +5,12 @@ Tokens are unsigned 32-bit ids; log-probabilities are natural logarithms in fp32
 """
 
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, NewType, TypeVar
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from sdk.abi.errors import AccessDenied
+from sdk.abi.errors import AccessDenied, InvalidArgument
 
 Pid = NewType("Pid", int)
 Fd = NewType("Fd", int)
@@ -18,6 +18,16 @@ Fd = NewType("Fd", int)
 Token = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 TokenRange = tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]  # start and stop
 PositiveInt = Annotated[int, Meta(ge=1)]
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def choice(kind: type[Word], word: str) -> Word:
+    """The member of `kind` that a program has named. Raises InvalidArgument, which names them all."""
+    try:
+        return kind(word)
+    except ValueError:
+        raise InvalidArgument(f"{word!r} is none of: {', '.join(kind)}") from None
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):
@@ -233,7 +243,7 @@ class Stat(Struct, frozen=True):
     """What kvfs knows of a file or directory. Of a file of another tenant it does not say who uses it: what is open,
     shared, pinned and when it was used is then as if nobody did."""
 
-    ino: int
+    ino: int  # the same for all names of a file, and for no other; what else it says is the operator's to know
     kind: FileKind
     n_tokens: int
     n_resident: int  # tokens whose KV is on the worker's device; the others' is brought back, or computed, when needed
@@ -264,8 +274,8 @@ class Quota(Struct, frozen=True):
     """What a user has, and may have; a limit of None is none.
 
     `n_files` are files and directories that belong to the user. Pages are those of the files' tables, each file's as
-    if it shared none of them; the limit is on device and host memory together. `kv_byte_s` is the area under the curve
-    of bytes of KV over time, in byte-seconds."""
+    if it shared none of them; `n_pages_max` is of device and host memory together. `kv_byte_s` is the area under the
+    curve of bytes of KV over time, in byte-seconds."""
 
     user: str
     n_files: int
@@ -275,6 +285,9 @@ class Quota(Struct, frozen=True):
     n_pages_max: int | None
     kv_byte_s: float
     kv_byte_s_max: float | None
+    n_host_pages_max: int | None = None  # what is beyond is dropped, and computed again
+    n_disk_bytes: int = 0  # of durable files
+    n_disk_bytes_max: int | None = None
 
 
 class DeviceSpace(Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Locks of real programs. The null worker computes for them; nobody here waits longer than a few milliseconds."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -161,6 +162,26 @@ async def test_timeouts(house):
     await house.value(lambda: clean("/f"))
 
 
+async def test_who_waits_no_longer_is_in_nobodys_way(house):
+    """A writer that has given up, and still has its handle, keeps no reader waiting."""
+
+    async def impatient() -> bool:
+        async with await kv.open("/f") as late, await kv.open("/f") as reader:
+            with contextlib.suppress(TimedOut):
+                async with late.lock(timeout=0.01):
+                    return False
+            async with reader.lock("shared", timeout=0):
+                return True
+
+    await house.value(make)
+    holder = house.start(hold, path="/f", mode="shared")
+    await house.value(held)
+    assert await house.value(impatient)
+    house.kernel.kill(holder.pid, "enough")
+    await holder.wait_exit()
+    await house.value(lambda: clean("/f"))
+
+
 async def test_a_cancelled_wait_is_no_lock(house):
     async def impatient() -> bool:
         async with await kv.open("/f") as file, await kv.open("/f") as other:
@@ -242,6 +263,40 @@ async def test_a_circle_through_threads_that_their_parents_wait_for(house):
     await house.value(referee)
     assert [(await p.wait_exit()).result for p in both] == [b'"had both"', b'"gave way"']
     await house.value(lambda: clean("/f", "/g"))
+
+
+@pytest.mark.parametrize("order", ["wait first", "lock first"])
+async def test_a_program_that_waits_for_a_child_which_wants_its_lock(house, order):
+    """The child is told, whichever of the two waited first; and is let in once its parent has given up."""
+
+    async def main(order: str = "", child: bool = False) -> list[str]:
+        arrived = sdk.channel.Channel("arrived")
+        async with await kv.open("/f") as file:
+            if child:
+                await arrived.send(None)
+                try:
+                    async with file.lock():
+                        return ["locked"]
+                except Deadlock as e:
+                    return [e.detail]
+            async with file.lock():
+                copy = await sdk.process.spawn(".", child=True)
+                if order == "lock first":
+                    await arrived.recv()
+                (refused,) = await asyncio.gather(copy.wait())
+                second = await sdk.process.spawn(".", child=True)
+                waiting = asyncio.create_task(second.wait())
+                await asyncio.sleep(0)
+                waiting.cancel()
+            let_in = await second.wait()
+        return [refused.result.decode(), let_in.result.decode()]
+
+    await house.value(make)
+    refused, let_in = await house.value(main, order=order)
+    assert "wait for locks and ends of one another" in refused
+    assert let_in == '["locked"]'
+    assert house.kernel.fs.locks.joins == {}
+    await house.value(lambda: clean("/f"))
 
 
 async def test_a_child_may_wait_for_its_parents_lock(house):

@@ -100,6 +100,19 @@ async def test_explicit_positions(house):
     assert await house.value(main) == [0, 5, 9, 10]
 
 
+async def test_positions_go_on_from_those_of_the_file(house):
+    async def main():
+        fd = await syscalls.create()
+        await syscalls.pred(fd=fd, tokens=[65, 66], positions=[3, 9])
+        await syscalls.pred(fd=fd, tokens=[67], positions=[9])
+        try:
+            await syscalls.pred(fd=fd, tokens=[68], positions=[8])
+        except InvalidArgument as e:
+            return [e.detail, await syscalls.positions(fd=fd)]
+
+    assert await house.value(main) == ["positions must not decrease: the file's next one is 10", [3, 9, 9]]
+
+
 @pytest.mark.parametrize(
     ("call", "error"),
     [

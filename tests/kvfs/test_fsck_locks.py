@@ -80,3 +80,12 @@ def test_handles_are_of_processes_that_there_are() -> None:
     assert check(scene.fs, [1, 2, 3, 4, 5]) == []
     (line,) = check(scene.fs, [1, 2, 3])
     assert line.endswith("is open in process 4, which has ended")
+
+
+def test_who_waits_for_a_child_is_there() -> None:
+    scene = Scene()
+    scene.fs.locks.join("a thread", 6, 7)
+    assert check(scene.fs, [1, 2, 3, 4, 5, 6]) == []
+    assert check(scene.fs, [1, 2, 3, 4, 5]) == ["process 6 has ended, and waits for its child 7"]
+    scene.fs.locks.joined("a thread")
+    assert check(scene.fs, [1, 2, 3, 4, 5]) == []

@@ -1,9 +1,8 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvfs.access import OPERATOR, RWX, R
 from kvfs.inode import Inode
@@ -323,6 +322,41 @@ def test_a_child_may_wait_for_its_parents_lock(table: Table) -> None:
     assert table.locks.unlock(table.file(1)) == [child]
 
 
+@pytest.mark.parametrize("first", ["the child waits", "its parent joins it"])
+def test_a_child_that_wants_what_who_waits_for_its_end_has(table: Table, first: str) -> None:
+    table(1, EXCLUSIVE)
+    if first == "the child waits":
+        wait = table(2, EXCLUSIVE)
+        assert table.locks.join(1, pid=1, child=2) == [wait]
+    else:
+        assert table.locks.join(1, pid=1, child=2) == []
+        wait, _ = table.ask(2, EXCLUSIVE)
+    assert "processes 1, 2 wait for locks and ends of one another" in str(wait.error)
+    table.locks.joined(1)
+    assert table(2, EXCLUSIVE).state is WAITING
+
+
+def test_a_circle_by_way_of_children_of_children_and_threads_that_join_them(table: Table) -> None:
+    """A thread that 1 has started under its lock waits for 2, which waits for 3, which wants what 4 has, which wants
+    that lock."""
+    lock = table(1, EXCLUSIVE, 0).lock
+    assert table.locks.join("a thread of 1", pid=1, child=2, under=[lock]) == []
+    assert table.locks.join(2, pid=2, child=3) == []
+    table(4, EXCLUSIVE, 1)
+    wait = table(3, SHARED, 1)
+    last, answered = table.ask(4, SHARED, 0)
+    assert (answered, wait.state, type(last.error)) == ([], WAITING, Deadlock)
+    assert "processes 1, 3, 4 wait for locks and ends of one another" in str(last.error)
+
+
+def test_waiting_for_a_child_that_wants_what_others_have_is_no_deadlock(table: Table) -> None:
+    table(1, EXCLUSIVE, 1)
+    table(3, EXCLUSIVE, 0)
+    assert table.locks.join(1, pid=1, child=2) == []
+    wait = table(2, EXCLUSIVE, 0)
+    assert table.locks.unlock(table.file(3)) == [wait]
+
+
 def test_a_lock_stays_itself_when_it_is_converted_and_another_one_is_another(table: Table) -> None:
     first = table(1, SHARED)
     assert table.locks.is_held(first)
@@ -377,177 +411,6 @@ def test_what_is_left_out_of_a_queue_is_reached_all_the_same(modes: list[LockMod
         queue.enqueue(Ticket(OpenFile(file, RWX, pid), mode, pid, pid))
     for ticket in queue.queue:
         assert reached(queue.waits_next(), ticket) == reached(queue.waits(), ticket)
-
-
-# --- everything at once ---
-
-
-class Machine(RuleBasedStateMachine):
-    """Four processes of two threads on three files, against lists that are searched through."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.locks = Locks()
-        self.inodes = [inode(10), inode(11), inode(12)]
-        self.files = [OpenFile(inode, RWX, pid) for inode in self.inodes for pid in range(1, 5)]
-        self.tickets: list[Ticket] = []  # that wait, as far as anybody was told
-        self.held: dict[OpenFile, tuple[LockMode, Ticket]] = {}
-
-    # --- the model: who is in whose way ---
-
-    def ahead(self, ticket: Ticket) -> list[Ticket]:
-        """Those of its queue that are to be granted before it: first come first, who goes up before all others."""
-
-        def order(t: Ticket) -> tuple[bool, int]:
-            return t.file not in self.held, t.number
-
-        return [t for t in self.tickets if t.ino == ticket.ino and order(t) < order(ticket)]
-
-    def obstacles(self, ticket: Ticket) -> list[Ticket]:
-        holders = [t for f, (_, t) in self.held.items() if f.inode is ticket.file.inode]
-        return [
-            t for t in holders + self.ahead(ticket) if t.file is not ticket.file and EXCLUSIVE in (t.mode, ticket.mode)
-        ]
-
-    def circles(self, path: list[Ticket]) -> Iterator[list[Ticket]]:
-        for owner in self.obstacles(path[-1]):
-            for after in (t for t in self.tickets if self.stands_for(t, owner, path[-1])):
-                if after is path[0]:
-                    yield path
-                elif after not in path:
-                    yield from self.circles([*path, after])
-
-    def stands_for(self, ticket: Ticket, owner: Ticket, asker: Ticket) -> bool:
-        return ticket.thread == owner.thread or (owner.pid != asker.pid and owner.lock in ticket.under)
-
-    def answer(self, answered: list[Ticket]) -> None:
-        """Note what the table says; whether it is right is for the invariants to say."""
-        assert len(set(answered)) == len(answered)
-        for ticket in answered:
-            self.tickets.remove(ticket)
-            if ticket.state is HELD:
-                self.held[ticket.file] = ticket.mode, ticket
-
-    def idle(self, pid: int, thread: int) -> bool:
-        return all(t.thread != (pid, thread) for t in self.tickets)
-
-    # --- what happens ---
-
-    @precondition(lambda self: len(self.files) < 16)
-    @rule(pid=st.integers(1, 4), i=st.integers(0, 2))
-    def open(self, pid: int, i: int) -> None:
-        self.files.append(OpenFile(self.inodes[i], RWX, pid))
-
-    @precondition(lambda self: self.files)
-    @rule(data=st.data(), mode=st.sampled_from(LockMode))
-    def lock(self, data: st.DataObject, mode: LockMode) -> None:
-        self.acquire(data, mode, wait=True)
-
-    @precondition(lambda self: self.files)
-    @rule(data=st.data(), mode=st.sampled_from(LockMode))
-    def lock_another(self, data: st.DataObject, mode: LockMode) -> None:
-        self.acquire(data, mode, wait=True)
-
-    @precondition(lambda self: self.files)
-    @rule(data=st.data(), mode=st.sampled_from(LockMode))
-    def try_to_lock(self, data: st.DataObject, mode: LockMode) -> None:
-        self.acquire(data, mode, wait=False)
-
-    def acquire(self, data: st.DataObject, mode: LockMode, *, wait: bool) -> None:
-        file = data.draw(st.sampled_from(self.files))
-        thread = next((n for n in (0, 1) if self.idle(file.pid, n)), None)
-        if thread is None:
-            return
-        under = (
-            [t.lock for f, (_, t) in self.held.items() if f.pid == file.pid]
-            if thread and data.draw(st.booleans())
-            else []
-        )
-        if any(t.file is file for t in self.tickets):
-            with pytest.raises(Busy):
-                self.locks.acquire(file, mode, thread=(file.pid, thread), wait=wait)
-            return
-        try:
-            ticket, answered = self.locks.acquire(file, mode, thread=(file.pid, thread), under=under, wait=wait)
-        except TimedOut:
-            assert not wait
-            return
-        assert wait or ticket.state is HELD
-        if file in self.held and ticket.state is HELD and self.held[file][0] in (mode, EXCLUSIVE):
-            self.held[file] = mode, ticket
-            self.answer(answered)
-            return
-        self.tickets.append(ticket)
-        refused = [t for t in [*answered, ticket] if isinstance(t.error, Deadlock)]
-        circles = list(self.circles([ticket]))
-        assert bool(refused) == bool(circles), "a deadlock is found when it begins, and nothing else is one"
-        for victim in refused:
-            assert any(victim in c and victim.pid == max(t.pid for t in c) for c in circles)
-        self.answer(answered if ticket.state is WAITING else [*answered, ticket])
-
-    @precondition(lambda self: self.files)
-    @rule(data=st.data())
-    def unlock(self, data: st.DataObject) -> None:
-        file = data.draw(st.sampled_from(self.files))
-        self.held.pop(file, None)
-        self.answer(self.locks.unlock(file))
-
-    @precondition(lambda self: self.files)
-    @rule(data=st.data())
-    def close(self, data: st.DataObject) -> None:
-        file = data.draw(st.sampled_from(self.files))
-        self.held.pop(file, None)
-        answered = self.locks.close(file)
-        assert [t.file for t in answered if isinstance(t.error, BadFile)] == [
-            t.file for t in self.tickets if t.file is file
-        ]
-        self.answer(answered)
-        file.close()
-        self.files.remove(file)
-
-    @precondition(lambda self: self.tickets)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        ticket = data.draw(st.sampled_from(self.tickets))
-        self.tickets.remove(ticket)
-        self.answer(self.locks.cancel(ticket))
-
-    @precondition(lambda self: any(t.before is SHARED for _, t in self.held.values()))
-    @rule(data=st.data())
-    def undo(self, data: st.DataObject) -> None:
-        """A lock that went up is given back, as nobody saw it."""
-        file, ticket = data.draw(st.sampled_from([(f, t) for f, (_, t) in self.held.items() if t.before is SHARED]))
-        answered = self.locks.cancel(ticket)
-        self.held[file] = SHARED, self.locks.files[ticket.ino].held[file]
-        self.answer(answered)
-
-    # --- what always holds ---
-
-    @invariant()
-    def the_table_is_as_it_was_told(self) -> None:
-        assert {f: self.locks.mode_of(f) for f in self.files} == {
-            f: self.held[f][0] if f in self.held else None for f in self.files
-        }
-        assert set(self.locks.waiting.values()) == set(self.tickets), "nobody is answered without being told"
-        assert {t.thread for t in self.tickets} == set(self.locks.waiting)
-
-    @invariant()
-    def writers_are_alone(self) -> None:
-        for ino in self.inodes:
-            modes = [mode for f, (mode, _) in self.held.items() if f.inode is ino]
-            assert EXCLUSIVE not in modes or len(modes) == 1
-
-    @invariant()
-    def nobody_waits_who_could_go_on(self) -> None:
-        assert all(self.obstacles(ticket) for ticket in self.tickets)
-
-    @invariant()
-    def nobody_waits_for_ever(self) -> None:
-        assert [c for ticket in self.tickets for c in self.circles([ticket])] == []
-
-
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 
 
 @pytest.mark.parametrize("turn", [lambda t: t.locks.unlock(t.file(1)), lambda t: t.locks.close(t.file(1))])

@@ -1,12 +1,14 @@
 """`file.lock` over the fake kernel: what it asks for, and that a block always gives its lock back."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from sdk import Busy, Deadlock, Errno, LockMode, TimedOut, kv
 from sdk.abi import calls
-from sdk.abi.errors import AccessDenied
+from sdk.abi.errors import AccessDenied, InvalidArgument
 from sdk.testing import FakeKernel
 
 
@@ -70,3 +72,20 @@ async def test_a_deadlock_is_an_error_of_its_own() -> None:
         with pytest.raises(Deadlock):
             async with file.lock():
                 pass
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda f, word: f.lock(word).__aenter__(), "shared, exclusive"),
+        (lambda f, word: f.dup(word), "r, w"),
+        (lambda f, word: f.extract((0, 1), positions=word), "keep, pack"),
+        (lambda f, word: f.splice(0, 1, positions=word), "keep, pack"),
+        (lambda f, word: kv.merge(f, positions=word), "keep, pack"),
+        (lambda f, word: kv.open("/f", word), "r, w"),
+    ],
+)
+async def test_a_wrong_word_is_told_which_there_are(call: Callable[[Any, Any], Awaitable[Any]], words: str) -> None:
+    async with FakeKernel(), await kv.create("/f") as file:
+        with pytest.raises(InvalidArgument, match=f"'append' is none of: {words}"):
+            await call(file, "append")
