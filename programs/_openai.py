@@ -75,7 +75,7 @@ class Options(Struct, kw_only=True):
     ignore_eos: bool = False
     min_tokens: int = 0
     return_token_ids: bool = False
-    cache_salt: str = ""  # vLLM's: only requests with the same salt share what is cached
+    cache_salt: Annotated[str, Meta(min_length=1)] | None = None  # vLLM's: only those with the same one share
     skip_reading_prefix_cache: bool = False  # vLLM's: compute the prompt anew, for others to find
     cache_prompt: bool = True  # llama.cpp's; false: neither look nor store
 
@@ -138,17 +138,22 @@ class Cache:
     """The prefix cache, as one request wants to use it."""
 
     def __init__(self, options: Options, policy: Policy) -> None:
-        self._cache = PrefixCache(salt=options.cache_salt, policy=policy) if options.cache_prompt else None
+        self._cache = PrefixCache(salt=options.cache_salt or "", policy=policy) if options.cache_prompt else None
         self._reads = not options.skip_reading_prefix_cache
         self._n_found = 0
 
-    async def begin(self, prompt: Sequence[int]) -> tuple[KVFile, Sequence[int]]:
-        """A file that holds a part of the prompt, and what it has yet to read: at least one token."""
-        if self._cache is None or not self._reads:
-            return await kv.create(), prompt
-        file, n = await self._cache.open(prompt)
-        self._n_found += n
-        return file, prompt[n:]
+    async def begin(self, prompt: Sequence[int], leave: int = 1) -> tuple[KVFile, Sequence[int]]:
+        """A file that has read the prompt, but for less than `leave` tokens at its end, and those."""
+        if self._cache is not None and self._reads:
+            file, n, rest = await self._cache.read(prompt, leave)
+            self._n_found += n
+            return file, rest
+        file = await kv.create()
+        if len(prompt) < leave:
+            return file, prompt
+        await file.append(prompt)
+        await self.keep(file)
+        return file, []
 
     async def keep(self, file: KVFile) -> None:
         """What this file holds may be of use to others."""
@@ -197,16 +202,14 @@ async def branch(
     prompt: Sequence[int], n: int, decoding: Decoding | None, cache: Cache, first_index: int = 0
 ) -> list[Branch]:
     """`n` ways to go on after `prompt`, which is computed once. With a seed, choice i has the seed + i."""
-    base, rest = await cache.begin(prompt)
-    if n == 1 and len(rest) < N_EARLY:
+    base, rest = await cache.begin(prompt, leave=N_EARLY if n == 1 else 1)
+    if rest:
         return [Branch(first_index, base, rest, decoding, cache)]
-    await base.append(rest)
     return await fork(base, n, decoding, cache, first_index)
 
 
 async def fork(base: KVFile, n: int, decoding: Decoding | None, cache: Cache, first_index: int) -> list[Branch]:
     """`n` ways to go on after what `base` has read."""
-    await cache.keep(base)
     files = [base] if n == 1 else [await base.fork() for _ in range(n)]
     return [Branch(first_index + i, file, [], _reseeded(decoding, i), cache) for i, file in enumerate(files)]
 

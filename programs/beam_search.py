@@ -7,7 +7,9 @@ closed, and their pages are free again.
 
 import asyncio
 import heapq
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from msgspec import Meta
 
 from sdk import Distribution, KVFile, kv, model
 
@@ -29,7 +31,7 @@ class Beam(NamedTuple):
 
 async def main(
     prompt: str = "What is the capital of France?",
-    width: int = 4,
+    width: Annotated[int, Meta(ge=1, le=1024)] = 4,
     max_tokens: int = 24,
     length_penalty: float = 1.0,
 ) -> dict[str, Any]:

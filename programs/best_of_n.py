@@ -6,14 +6,16 @@ are the log-probabilities of the tokens as they were sampled.
 
 import asyncio
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from sdk import Generation, KVFile, Sampling, kv
 
 
 async def main(
     prompt: str = "Explain in one sentence why the sky is blue.",
-    n: int = 4,
+    n: Annotated[int, Meta(ge=1)] = 4,
     max_tokens: int = 48,
     temperature: float = 0.8,
     seed: int = 0,

@@ -176,8 +176,7 @@ class Completion:
         tokens, logprobs = prompt.tokens, self.request.logprobs
         text = await model.detokenize(tokens) if prompt.text is None else prompt.text
         if logprobs is None:
-            file, rest = await self.cache.begin(tokens)
-            await file.append(rest)
+            file, _ = await self.cache.begin(tokens)
             return file, Part(text, tokens, [])
         file = await kv.create()  # all of it is computed: a cache knows no logprobs
         beliefs = await file.pred_all(tokens, at=range(len(tokens) - 1), targets=tokens[1:], top_k=logprobs)
@@ -185,6 +184,7 @@ class Completion:
         for token, belief in zip(tokens[1:], beliefs, strict=True):
             assert belief.target_logprob is not None
             scored.append((token, TokenLogprob(token, belief.target_logprob, belief.top(logprobs))))
+        await self.cache.keep(file)
         return file, Part(text, tokens, scored)
 
     async def choice(self, b: Branch, made: Generation | Chunk, n_chars: int | None) -> dict[str, Any]:

@@ -6,7 +6,9 @@ cache, computes the prompt n times; the last lines of the result say what that w
 """
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 import sdk
 from sdk import KVFile, Sampling, kv
@@ -14,7 +16,7 @@ from sdk import KVFile, Sampling, kv
 
 async def main(
     prompt: str = "Name a colour, and say in one sentence what it reminds you of.",
-    n: int = 4,
+    n: Annotated[int, Meta(ge=1)] = 4,
     max_tokens: int = 48,
     temperature: float = 0.8,
     seed: int = 0,

@@ -20,14 +20,16 @@ When the tree is full, leaves are let go as a policy says, which is a function o
 
 Tenants cannot meet here, as each has a `~` of its own; within one, a salt keeps its users apart, who then cannot even
 tell by the time it takes what others have asked. Two programs may do anything at the same time: a file that is being
-forked outlives its name, and who finds that a name has changed meanwhile goes without. No method raises an error of
-the cache's, which is no reason for a request to fail.
+forked outlives its name, and who finds that a name has changed meanwhile goes without. Of those who `read` the same at
+once one computes it (`programs/_growing.py`). No method raises an error of the cache's, whatever anybody has put into
+its directory: that is no reason for a request to fail.
 
 Run as a program this counts what is in a cache, and can clear it.
 """
 
 import asyncio
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -35,15 +37,31 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from sdk import FileExists, FileNotFound, KVFile, SyscallError, kv, model, process
+from programs._growing import growing, make_directory, waited
+from sdk import AccessDenied, DeviceLost, FileExists, FileNotFound, KVFile, SyscallError, kv, model, process
+from sdk.abi.values import DirEntry, FileKind
 
 CHUNK = 16  # tokens to a key; what differs within a chunk of a node's end is not worth a node of its own
 KEY_CHARS = 16  # of a key, in names
+NAME = re.compile("([0-9a-f]{16})-" * 3 + "(0|[1-9][0-9]{0,8})-([1-9][0-9]{0,8})")
 DIRECTORY = "~/.cache/prefix"
-N_TOKENS_MAX = os.environ.get("SYMPHONY_PREFIX_CACHE_TOKENS")  # default: half of what devices have room for
+VARIABLE = "SYMPHONY_PREFIX_CACHE_TOKENS"
 N_NODES_MAX = 1000  # so that a look at all of them takes a millisecond or two
+N_LOOKS = 4  # at what there is, each after somebody has computed something that was missing
 N_KEYS_A_STEP = 1000  # others have a turn after so many
+UNREADABLE = (AccessDenied, DeviceLost)  # what opening a file says of one that is locked away, or damaged on disk
 SLACK = 10  # once it is full, one part in so many is freed at a time
+
+
+def limit_of(said: str) -> int | None:
+    """What the environment allows; None where it says nothing: half of what devices have room for. Raises ValueError,
+    which ends the start of a kernel rather than each request."""
+    if said and not (said.isascii() and said.isdecimal()):
+        raise ValueError(f"{VARIABLE}: expected a number of tokens (0: keep nothing), got {said!r}")
+    return int(said) if said else None
+
+
+N_TOKENS_MAX = limit_of(os.environ.get(VARIABLE, ""))
 
 
 class Entry(NamedTuple):
@@ -82,12 +100,12 @@ class Node(NamedTuple):
         return f"{DIRECTORY}/{self.name}"
 
     @classmethod
-    def parse(cls, name: str) -> "Node | None":
-        """None for a name that somebody else has put there."""
-        match name.split("-"):
-            case [parent, first, last, start, n_tokens] if start.isdecimal() and n_tokens.isdecimal():
-                return cls(parent, first, last, int(start), int(n_tokens))
-        return None
+    def parse(cls, entry: DirEntry) -> "Node | None":
+        """None for what somebody else has put there."""
+        found = NAME.fullmatch(entry.name)
+        if found is None or entry.kind is not FileKind.FILE:
+            return None
+        return cls(found[1], found[2], found[3], int(found[4]), int(found[5]))
 
 
 class Tree:
@@ -102,8 +120,9 @@ class Tree:
         return [self._by_first[key] for key in keys[1:] if key in self._by_first]
 
     def leaves(self) -> list[Node]:
+        """All, where names that somebody made up go round in a circle."""
         parents = {node.parent for node in self.nodes}
-        return [node for node in self.nodes if node.last not in parents]
+        return [node for node in self.nodes if node.last not in parents] or self.nodes
 
     def sizes(self) -> dict[Node, int]:
         """The tokens that no other node holds, of each node. One whose parent somebody has removed holds all of its
@@ -127,20 +146,34 @@ class PrefixCache:
         """It holds at most `n_tokens_max` tokens (N_TOKENS_MAX), together with what other salts have in it."""
         self._secret = blake3(salt.encode()).digest()
         self._policy = policy
-        self._n_tokens_max = int(N_TOKENS_MAX) if n_tokens_max is None and N_TOKENS_MAX is not None else n_tokens_max
+        self._n_tokens_max = N_TOKENS_MAX if n_tokens_max is None else n_tokens_max
         self._closing: set[asyncio.Task[None]] = set()
 
     async def open(self, prompt: Sequence[int]) -> tuple[KVFile, int]:
         """A new file with as much of the prompt's beginning as is known, and how many tokens that is: less than all,
         so that something is left to compute, and what follows the prompt is known after it."""
         with suppress(SyscallError):
-            keys = await self._keys(prompt[:-1])
-            way = (await self._tree()).way(keys)
-            while way:
-                if found := await self._fork(way.pop(), prompt):
-                    await self._touch(way)
-                    return found
+            return await self._find(prompt, await self._keys(prompt))
         return await kv.create(), 0
+
+    async def read(self, prompt: Sequence[int], leave: int = 1) -> tuple[KVFile, int, Sequence[int]]:
+        """As `open`, but what is not known is computed, and stored; of those who do so at once with prompts that have
+        most of it in common one computes it, and the others wait. Less than `leave` tokens are left to the caller:
+        they are returned as well. Raises what `KVFile.append` does."""
+        keys: list[str] = []
+        with suppress(SyscallError):
+            keys = await self._keys(prompt)
+        for n_more in reversed(range(N_LOOKS)):
+            file, n = await self._find(prompt, keys)
+            if len(prompt) - n < leave:
+                return file, n, prompt[n:]
+            if not n_more or not await waited(keys, n // CHUNK):
+                break
+            await file.close()
+        async with growing(keys if await self._may_hold(prompt) else [], n // CHUNK):
+            await file.append(prompt[n:])
+            await self.store(file)
+        return file, n, []
 
     async def store(self, file: KVFile) -> None:
         """Keep what a file holds, if that is what a prompt would compute. It stays the caller's to go on with, and to
@@ -153,6 +186,16 @@ class PrefixCache:
             await self._insert(file, tokens, keys)
 
     # --- looking ---
+
+    async def _find(self, prompt: Sequence[int], keys: Sequence[str]) -> tuple[KVFile, int]:
+        """What `open` returns; `keys` are the prompt's."""
+        with suppress(SyscallError):
+            way = (await self._tree()).way(keys)
+            while way:
+                if found := await self._fork(way.pop(), prompt):
+                    await self._touch(way)
+                    return found
+        return await kv.create(), 0
 
     async def _keys(self, tokens: Sequence[int]) -> list[str]:
         """Of no tokens, of the first chunk, of the first two, and so on."""
@@ -168,7 +211,7 @@ class PrefixCache:
 
     async def _tree(self) -> Tree:
         try:
-            return Tree(filter(None, (Node.parse(entry.name) for entry in await kv.readdir(DIRECTORY))))
+            return Tree(filter(None, map(Node.parse, await kv.readdir(DIRECTORY))))
         except FileNotFound:
             return Tree([])
 
@@ -178,7 +221,7 @@ class PrefixCache:
             async with await kv.open(node.path, "r") as held:
                 n = n_common(await held.tokens(0, len(prompt) - 1), prompt)
                 file = await held.fork()
-        except FileNotFound:
+        except (FileNotFound, *UNREADABLE):
             return None
         await file.truncate(n)
         if n:
@@ -200,9 +243,10 @@ class PrefixCache:
         way = tree.way(keys)
         if not way:
             new = Node(keys[0], keys[1], keys[-1], 0, len(tokens))
+        elif (held := await self._open(node := way[-1], tokens)) is None:
+            return await self._insert(file, tokens, keys)
         else:
-            node = way[-1]
-            async with await kv.open(node.path, "r") as held:
+            async with held:
                 theirs = await held.tokens()
                 n = n_common(theirs, tokens)
                 if n == node.n_tokens < len(tokens) and node in tree.leaves():
@@ -213,12 +257,25 @@ class PrefixCache:
                         tree = await self._tree()
                     new = Node(keys[at], keys[at + 1], keys[-1], at * CHUNK, len(tokens))
                 else:  # there is no chunk that the tree has not
-                    return
+                    return None
         if await self._make_room(tree, new, outgrown):
-            await self._make_directory()
+            await make_directory(DIRECTORY)
             self._close_soon(await file.fork(new.path))
             if outgrown:
                 await kv.unlink(outgrown.path)
+
+    async def _open(self, node: Node, tokens: Sequence[int]) -> KVFile | None:
+        """A node on the way of these tokens. One that nobody can read, or that is not what its name says, would be in
+        their way for ever, so it is removed: None."""
+        end = node.start + CHUNK
+        with suppress(*UNREADABLE):
+            held = await kv.open(node.path, "r")
+            theirs = await held.tokens()
+            if len(theirs) == node.n_tokens and theirs[:end] == tokens[:end]:
+                return held
+            await held.close()
+        await kv.unlink(node.path)
+        return None
 
     async def _split(self, node: Node, held: KVFile, n: int, middle: str, after: str) -> None:
         """Let the first `n` tokens of a node be one of their own. `middle`: the key after their last whole chunk,
@@ -236,12 +293,6 @@ class PrefixCache:
         task = asyncio.create_task(closed(named))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-    async def _make_directory(self) -> None:
-        parts = DIRECTORY.split("/")
-        for i in range(2, len(parts) + 1):
-            with suppress(FileExists):
-                await kv.mkdir("/".join(parts[:i]))
 
     # --- shrinking ---
 
@@ -264,9 +315,15 @@ class PrefixCache:
             leaves = [(await self._value(node, sizes[node], now), node) for node in Tree(sizes).leaves()]
             for _, node in sorted(leaves, reverse=True):
                 if left > n_tokens or len(sizes) > n_nodes:
-                    with suppress(FileNotFound):
+                    with suppress(SyscallError):  # one that cannot go keeps none of the others
                         await kv.unlink(node.path)
                     left -= sizes.pop(node)
+
+    async def _may_hold(self, tokens: Sequence[int]) -> bool:
+        """Whether there will be room for these tokens."""
+        with suppress(SyscallError):
+            return len(tokens) <= (await self._room()).n_tokens
+        return False
 
     async def _room(self) -> Room:
         """Where the user has a quota the cache takes half of it, and counts as the quota does: each file as if it
@@ -303,9 +360,12 @@ def n_common(a: Sequence[int], b: Sequence[int]) -> int:
 
 async def main(directory: str = DIRECTORY, clear: bool = False) -> dict[str, Any]:
     """How much is in a cache, by default in that of the user who runs this; `clear` empties it."""
-    nodes = []
-    with suppress(FileNotFound):
-        nodes = [node for entry in await kv.readdir(directory) if (node := Node.parse(entry.name))]
+    nodes: list[Node] = []
+    try:
+        nodes += filter(None, map(Node.parse, await kv.readdir(directory)))
+    except FileNotFound as e:
+        if directory != DIRECTORY:  # which is made when there is something to put in
+            raise SystemExit(e.detail) from None
     if clear:
         for node in nodes:
             with suppress(FileNotFound):

@@ -9,9 +9,10 @@ from starlette.routing import Route
 
 from kernel.client import Client
 from kernel.core import Kernel
+from kernel.credentials import PORT_NAME
 from kernel.frontdoor.body import Priority, TenantName, read_as
 from kernel.frontdoor.errors import Refusal
-from kernel.frontdoor.openai import OWNER, json_response
+from kernel.frontdoor.openai import json_response
 from kernel.frontdoor.respond import Lines, Result
 from kernel.loader import LoadError, Program, installed, load_installed
 
@@ -48,7 +49,7 @@ class Native:
         kernel, program = self.kernel, self._program(request)
         wanted = await read_as(request, kernel.config.max_body_bytes, RunRequest)
         args = kernel.bind(program, wanted.args)
-        terms: Any = {"owner": OWNER, "priority": wanted.priority, "tenant": wanted.user}
+        terms: Any = {"owner": PORT_NAME, "priority": wanted.priority, "tenant": wanted.user}
         if not wanted.stream:
             return Result(kernel, program, args, **terms)
         client = Client(interactive=False, n_buffered_max=kernel.config.max_client_events)

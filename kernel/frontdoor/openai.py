@@ -5,8 +5,9 @@ reads the request as a dict, starts the program with it as `request`, and sends 
 field means is the program's business alone. Whoever wants another meaning gives `OpenAI` another program.
 
 Two fields say how the program is to run, and so are read here: `priority` (vLLM's: lower goes first, 0 is usual) and
-`user` (OpenAI's: who asks; its value is a tenant, and all tenants share the machine alike unless the configuration's
-`tenant_share` says otherwise). Both are taken on trust, as is everything from somebody who may use the port.
+`user` (OpenAI's: who asks; its value is a tenant, with files and a quota of its own, and all tenants share the machine
+alike unless the configuration's `tenant_share` says otherwise). Both are taken on trust, as is everything from somebody
+who may use the port.
 """
 
 from datetime import UTC, datetime
@@ -20,13 +21,12 @@ from starlette.routing import Route
 
 from kernel.client import Client
 from kernel.core import Kernel
+from kernel.credentials import PORT_NAME
 from kernel.frontdoor.body import Priority, fields_of, read_object
 from kernel.frontdoor.errors import Refusal
 from kernel.frontdoor.respond import Answer, EventStream
 from kernel.loader import Program
 from sdk.abi.errors import NoDevice
-
-OWNER = "http"  # of everything that clients of the port start
 
 
 class Terms(Struct):
@@ -80,7 +80,7 @@ class OpenAI:
         program = self.programs[request.url.path]
         args = kernel.bind(program, {"request": body})
         wanted = fields_of(body, Terms)
-        terms: Any = {"owner": OWNER, "priority": wanted.priority or 0, "tenant": wanted.user or None}
+        terms: Any = {"owner": PORT_NAME, "priority": wanted.priority or 0, "tenant": wanted.user or None}
         if body.get("stream") is not True:
             return Answer(kernel, program, args, **terms)
         client = Client(interactive=False, n_buffered_max=kernel.config.max_client_events)

@@ -1,7 +1,10 @@
 """parallel, complete, chat, best_of_n, beam_search: what they compute, over the fake kernel."""
 
+from types import ModuleType
+
 import pytest
 
+from kernel.parameters import LoadError, Parameters
 from programs import beam_search, best_of_n, chat, complete, parallel
 from sdk import BrokenPipe, Errno, kv
 from sdk.abi import calls
@@ -36,6 +39,15 @@ async def test_parallel_branches_differ_by_seed_alone() -> None:
     assert await run_lip(parallel.main, n=4, max_tokens=12) == first
     shifted = await run_lip(parallel.main, n=3, max_tokens=12, seed=1)
     assert shifted["answers"] == first["answers"][1:]
+
+
+@pytest.mark.parametrize(
+    ("program", "word"), [(parallel, "n=0"), (best_of_n, "n=0"), (beam_search, "width=0"), (beam_search, "width=1025")]
+)
+def test_how_many_is_checked_before_anything_runs(program: ModuleType, word: str) -> None:
+    name, _, value = word.partition("=")
+    with pytest.raises(LoadError, match=f"parameter {name}: expected int"):
+        Parameters(program.main).bind({name: value}, text=True)
 
 
 # --- complete ---

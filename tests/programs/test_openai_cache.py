@@ -127,7 +127,14 @@ async def test_it_can_be_turned_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("cache_salt", 3), ("cache_prompt", "no"), ("skip_reading_prefix_cache", 1)]
+    ("field", "value"),
+    [
+        ("cache_salt", 3),
+        ("cache_salt", ""),
+        ("cache_salt", ["a"]),
+        ("cache_prompt", "no"),
+        ("skip_reading_prefix_cache", 1),
+    ],
 )
 async def test_wrong_fields_are_refused_by_name(field: str, value: Any) -> None:
     async with FakeKernel():
@@ -145,7 +152,7 @@ async def test_another_policy() -> None:
 
     async with FakeKernel(max_model_len=4096) as kernel:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("programs.prefix_cache.N_TOKENS_MAX", "100")
+            patch.setattr("programs.prefix_cache.N_TOKENS_MAX", 100)
             for i in range(3):
                 await completions.answer(ASKED | {"prompt": f"{i} {PROMPT}"}, curious)
                 messages = [{"role": "user", "content": f"{i} {PROMPT}"}]

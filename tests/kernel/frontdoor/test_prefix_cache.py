@@ -1,6 +1,8 @@
 """The prefix cache behind the port, on null workers that check every row they compute: counts, pages, tenants."""
 
 import asyncio
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,9 +13,11 @@ from kernel.config import UserQuota
 from kernel.core import Kernel
 from kernel.frontdoor.public import public_app
 from kernel.loader import load_installed
-from kvfs.access import OPERATOR_NAME
+from kvfs.access import OPERATOR, OPERATOR_NAME
+from sdk import FileNotFound
 from tests.kernel.frontdoor.conftest import in_memory
 
+HOUSE = Path(__file__).resolve().parents[3]
 LONG = "The quick brown fox jumps over the lazy dog. " * 3
 ASKED = {"prompt": LONG, "max_tokens": 12, "temperature": 1.0, "seed": 4, "ignore_eos": True}
 
@@ -97,6 +101,40 @@ async def test_the_same_and_others_at_once(public: httpx.AsyncClient) -> None:
     assert n_cached(await complete(public, prompt=LONG)) > 0
 
 
+async def test_those_who_begin_together_compute_it_once(public: httpx.AsyncClient, kernel: Kernel) -> None:
+    """Agents with one long system prompt, on a kernel that has never seen it."""
+    chats = [
+        [{"role": "system", "content": LONG * 4}, {"role": "user", "content": f"You are agent {i}."}] for i in range(8)
+    ]
+    asked = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+    began = kernel.counters.n_prompt_tokens
+    responses = await asyncio.gather(
+        *(public.post("/v1/chat/completions", json=asked | {"messages": chat, "stream": False}) for chat in chats)
+    )
+    bodies = [response.json() for response in responses]
+    computed = kernel.counters.n_prompt_tokens - began
+    assert computed == sum(body["usage"]["prompt_tokens"] - n_cached(body) for body in bodies)
+    assert computed < len(LONG * 4) + len(chats) * 60
+    assert sum(n_cached(body) == 0 for body in bodies) == 1
+
+
+async def test_when_the_one_who_computes_it_leaves_another_does(remote: httpx.AsyncClient, kernel: Kernel) -> None:
+    prompt = LONG * 4
+    alone = await complete(remote, prompt=prompt, cache_prompt=False)
+    asked = [asyncio.create_task(remote.post("/v1/completions", json=ASKED | {"prompt": prompt})) for _ in range(6)]
+    async with asyncio.timeout(30):
+        while not (signs := [p for p, _ in kernel.fs.names.walk(kernel.fs.names.root) if "/growing/" in p]):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    kernel.kill(min(kernel.processes), "its client left")
+    answers = [response.json() for response in await asyncio.gather(*asked)]
+    bodies = [answer for answer in answers if "choices" in answer]
+    assert len(bodies) == len(asked) - 1
+    assert all(body["choices"] == alone["choices"] for body in bodies)
+    assert sum(n_cached(body) > 0 for body in bodies) == len(bodies) - 1
+    with pytest.raises(FileNotFound):
+        kernel.fs.stat(signs[0], who=OPERATOR, now=kernel.now())
+
+
 async def test_readers_who_leave(remote: httpx.AsyncClient, kernel: Kernel) -> None:
     for prompt in (LONG, LONG * 3):
         async with remote.stream("POST", "/v1/completions", json=ASKED | {"prompt": prompt, "stream": True}) as r:
@@ -115,12 +153,24 @@ async def test_tenants_do_not_meet(public: httpx.AsyncClient) -> None:
 
 
 async def test_tenants_do_not_push_each_other_out(public: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("programs.prefix_cache.N_TOKENS_MAX", "400")
+    monkeypatch.setattr("programs.prefix_cache.N_TOKENS_MAX", 400)
     await complete(public, user="ann")
     for i in range(12):
         await complete(public, user="bob", prompt=f"{i} {LONG}")
     assert n_cached(await complete(public, user="ann")) > 0
     assert n_cached(await complete(public, user="bob", prompt=f"0 {LONG}")) == 0
+
+
+async def test_the_policy_of_the_docs_works_as_it_is_written(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("programs.prefix_cache.N_TOKENS_MAX", 400)
+    blocks = re.findall(r"```python\n(.*?)```", (HOUSE / "docs" / "prefix-cache.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "async def main" in block)
+    program = house.program(example).path
+    async with in_memory(public_app(house.kernel, chat_completions=str(program))) as client:
+        for i in range(6):
+            request = {"messages": [{"role": "user", "content": f"{i} {LONG}"}], "max_tokens": 4}
+            body = (await client.post("/v1/chat/completions", json=request)).json()
+            assert n_cached(body) == 0, body
 
 
 async def test_the_operator_sees_and_clears_it(public: httpx.AsyncClient, house: Any) -> None:
