@@ -105,7 +105,15 @@ def main(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def run(ctx: typer.Context, program: str) -> None:
-    """Host kernel and PROGRAM (a file or an installed name) in this process, so that breakpoint() works in it."""
+    """Host kernel and PROGRAM in this process, for breakpoint().
+
+    PROGRAM is a file or an installed name, and its parameters follow it: `--parameter value ...`."""
+    if program in ("-h", "--help"):
+        print(ctx.get_help())
+        return
+    if program.startswith("-"):
+        say(f"kernel: {program} comes before `run`: python -m kernel [OPTIONS] run PROGRAM [--parameter value ...]")
+        raise typer.Exit(2)
     start(ctx.obj, lambda boot: boot.run_program(ctx.obj, program, ctx.args, say))
 
 

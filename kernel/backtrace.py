@@ -7,10 +7,10 @@ import os
 import traceback
 from typing import Any
 
-from kernel.frames import ASYNCIO, HOUSE, Kind, kind
+from kernel.frames import ASYNCIO, HOUSE, KERNEL_ROOMS, Kind, kind
 from sdk.abi.errors import SyscallError
 
-KERNEL, SDK = (HOUSE + room + os.sep for room in ("kernel", "sdk"))
+SDK = HOUSE + "sdk" + os.sep
 
 
 def one_line(error: BaseException) -> str:
@@ -26,7 +26,8 @@ def one_line(error: BaseException) -> str:
 
 def own_frames(error: BaseException) -> str:
     """The traceback with the kernel's and asyncio's frames left out: a program's author cannot mend those."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((KERNEL, ASYNCIO))]
+    others = (*KERNEL_ROOMS, ASYNCIO)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
     return "".join(traceback.format_list(frames))
 
 

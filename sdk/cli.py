@@ -6,10 +6,13 @@ program's own; 2 for wrong use; 1 when the kernel refused; 130 after Ctrl-C.
 """
 
 import shlex
+import sys
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sdk.cli_fs import files
 from sdk.client import Client
@@ -18,8 +21,25 @@ from sdk.recording import record
 from sdk.runner import Run, complain
 from sdk.top import watch
 
+SECTIONS = {  # of `lip --help`
+    "Programs": ("run", "ps", "kill", "programs"),
+    "Kernel and workers": ("top", "trace", "worker"),
+    "KV files": ("ls", "tree", "stat", "cat", "cp", "mv", "rm", "mkdir", "chmod", "df", "lsof", "fsck"),
+}
+
+
+class Sections(TyperGroup):
+    """A group that lists its commands in sections, each with the first sentence of its help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=80)) for name in names])
+
+
 app = typer.Typer(
     name="lip",
+    cls=Sections,
     help="Run LLM programs, and look after the kernel they run in.",
     no_args_is_help=True,
     add_completion=False,
@@ -41,6 +61,9 @@ def options(ctx: typer.Context, socket: Socket = None) -> None:
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what a terminal's encoding lacks is a `?`, and no reason to fail
     app()
 
 
@@ -62,7 +85,9 @@ def run(
         list[str] | None, typer.Option(help="option of `python -m kernel`, when one is started; repeat for more")
     ] = None,
 ) -> None:
-    """Run PROGRAM with its parameters: `lip run FILE|NAME --parameter value ...`; `--help` shows them."""
+    """Run a program, from a file or by its name.
+
+    `lip run FILE|NAME --parameter value ...`; `lip run FILE|NAME --help` shows its parameters."""
     if program in ("-h", "--help"):
         print(ctx.get_help())
         return
@@ -79,7 +104,7 @@ def run(
 
 @app.command()
 def ps(ctx: typer.Context, json: Json = False) -> None:
-    """List running programs: what each does or waits for, and what it has used so far."""
+    """List running programs: what they wait for and have used."""
 
     async def show(client: Client) -> None:
         if json:
@@ -123,7 +148,9 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="print one frame")] = False,
     json: Annotated[bool, typer.Option("--json", help="print one frame as JSON")] = False,
 ) -> None:
-    """Show what the kernel is doing, twice a second: workers, queues, and programs by service. `q` ends it."""
+    """Show live what the kernel, workers and programs are doing.
+
+    Twice a second, programs by service; `q` ends it."""
     with_kernel(ctx, lambda client: watch(client, once=once, as_json=json))
 
 

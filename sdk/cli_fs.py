@@ -1,23 +1,54 @@
-"""`lip ls`, `tree`, `stat`, `cat`, `cp`, `rm`, `mv`, `chmod`, `df`, `fsck`, `lsof`: KV files, for their operator.
+"""The commands of `lip` on KV files, for their operator: `ls`, `cat`, `cp`, `rm`, `df` and the others.
 
-Paths begin at the real root. Exit status as of all commands (`sdk/cli.py`); `fsck` ends with 1 when something is wrong.
+Paths begin at the real root. Exit status as in Unix: 0; 1 when something was refused, which is reported, while the
+other paths are done all the same, and when `fsck` finds something; 2 for wrong use, and when there is no kernel.
 """
 
 import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path as Local
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
-from sdk.client import Client
+from sdk.client import Client, KernelError
 from sdk.command import FAILED, WRONG_USE, Json, print_json, table, with_kernel
+from sdk.fs_text import (
+    branches,
+    counted,
+    duration,
+    entry_name,
+    lock_state,
+    mode_bits,
+    of_file,
+    pinned,
+    size,
+    where,
+)
 from sdk.runner import complain
 
 files = typer.Typer(rich_markup_mode=None)
 
 KV = "kv:"  # before a path in the kernel, where it could be one of this machine
+STREAM = "-"  # standard input or output, in the place of a file of this machine
+OF_DIRECTORIES = ("path", "ino", "kind", "owner", "group", "mode", "created_s_ago", "modified_s_ago")  # of `stat`
+
 Path = Annotated[str, typer.Argument(metavar="PATH", show_default=False)]
 Paths = Annotated[list[str], typer.Argument(metavar="PATH", show_default=False)]
+
+
+async def each(paths: Sequence[str], do: Callable[[str], Awaitable[object]]) -> int:
+    """Do this with one path after another. What is refused is reported, and the others are done all the same."""
+    status = 0
+    for path in paths:
+        try:
+            await do(path)
+        except KernelError as e:
+            if not e.status:  # nobody is there to refuse anything
+                raise
+            complain(str(e))
+            status = FAILED
+    return status
 
 
 # --- looking ----------------------------------------------------------------------------------------------------
@@ -26,48 +57,69 @@ Paths = Annotated[list[str], typer.Argument(metavar="PATH", show_default=False)]
 @files.command()
 def ls(
     ctx: typer.Context,
-    path: Path = "/",
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", show_default=False)] = None,
     long: Annotated[
         bool, typer.Option("-l", "--long", help="with mode, owner, tokens, size and where its KV is")
     ] = False,
     json: Json = False,
 ) -> None:
-    """List KV files."""
+    """List KV files and directories."""
 
-    async def show(client: Client) -> None:
-        found = await client.ls(path)
+    async def show(client: Client) -> int:
+        files: list[dict[str, Any]] = []
+        directories: dict[str, list[dict[str, Any]]] = {}
+
+        async def look(path: str) -> None:
+            found = await client.ls(path)
+            if [entry["path"] for entry in found] == [path]:
+                files.extend(found)
+            else:
+                directories[path] = found
+
+        status = await each(paths or ["/"], look)
         if json:
-            print_json(found)
-        elif not long:
-            for entry in found:
-                print(_name(entry))
-        else:
-            rows = [
-                (
-                    _mode(f),
-                    f["n_links"],
-                    f["owner"],
-                    f["group"],
-                    *_of_file(f, f["n_tokens"], size(f["n_bytes"]), f["n_shared_pages"], f["n_open"], _where(f)),
-                    _ago(f["modified_s_ago"]),
-                    _name(f),
-                )
-                for f in found
-            ]
-            table(
-                rows,
-                *("MODE", "LINKS", "OWNER", "GROUP", "TOKENS", "SIZE", "SHARED", "OPEN", "KV", "CHANGED", "NAME"),
-                right=("LINKS", "TOKENS", "SIZE", "SHARED", "OPEN", "CHANGED"),
-            )
+            print_json([*files, *(entry for found in directories.values() for entry in found)])
+            return status
+        if files:
+            _list(files, long)
+        for i, (path, found) in enumerate(directories.items()):
+            if paths and len(paths) > 1:
+                print(f"\n{path}:" if files or i else f"{path}:")
+            _list(found, long)
+        return status
 
     with_kernel(ctx, show)
 
 
+def _list(found: Sequence[dict[str, Any]], long: bool) -> None:
+    if not long:
+        for entry in found:
+            print(entry_name(entry))
+        return
+    rows = [
+        (
+            mode_bits(f),
+            f["n_links"],
+            f["owner"],
+            f["group"],
+            *of_file(f, f["n_tokens"], size(f["n_bytes"]), f["n_shared_pages"], f["n_open"], where(f)),
+            duration(f["modified_s_ago"]),
+            entry_name(f),
+        )
+        for f in found
+    ]
+    table(
+        rows,
+        *("MODE", "LINKS", "OWNER", "GROUP", "TOKENS", "SIZE", "SHARED", "OPEN", "KV", "CHANGED", "NAME"),
+        right=("LINKS", "TOKENS", "SIZE", "SHARED", "OPEN", "CHANGED"),
+    )
+
+
 @files.command()
 def tree(ctx: typer.Context, path: Path = "/", json: Json = False) -> None:
-    """Show a directory with all that is below it, and how many tokens each file has."""
+    """Show a directory with all that is below it."""
 
-    async def show(client: Client) -> None:
+    async def show(client: Client, path: str) -> None:
         found = await client.tree(path)
         if json:
             print_json(found)
@@ -75,56 +127,60 @@ def tree(ctx: typer.Context, path: Path = "/", json: Json = False) -> None:
         print(path)
         for line in branches(found):
             print(line)
+        n_files = sum(entry["kind"] == "file" for entry in found)
+        print(f"\n{counted(len(found) - n_files, 'directory', 'directories')}, {counted(n_files, 'file')}")
 
-    with_kernel(ctx, show)
+    with_kernel(ctx, lambda client: each([path], lambda path: show(client, path)))
 
 
 @files.command()
 def stat(ctx: typer.Context, path: Path, json: Json = False) -> None:
-    """Show what is known of one KV file or directory."""
+    """Show all that is known of a KV file or directory."""
 
-    async def show(client: Client) -> None:
+    async def show(client: Client, path: str) -> None:
         found = await client.stat(path)
         if json:
             print_json(found)
             return
-        shown = found | {"mode": f"{found['mode']:03o} {_mode(found)}", "n_bytes": size(found["n_bytes"])}
+        shown = found | {"mode": f"{found['mode']:03o} {mode_bits(found)}", "n_bytes": size(found["n_bytes"])}
+        shown["pinned_for_s"] = pinned(found) if found["n_pinned_pages"] else None
         for name, value in shown.items():
-            if f"{name}_ago" in found:
-                value = f"{_ago(found[f'{name}_ago'])} ago"
-            if name == "pinned_until_s":
-                value = _pinned(found) if found["n_pinned_pages"] else None
-            if not name.endswith("_ago") and name != "pinned_for_s":
-                print(f"{name.removesuffix('_s'):>16}  {'-' if value is None else value}")
+            if found["kind"] == "directory" and name not in OF_DIRECTORIES:
+                continue
+            if name.endswith("_s_ago"):
+                value = f"{duration(value)} ago"
+            label = name.removesuffix("_s_ago").removesuffix("_for_s")
+            print(f"{label:>16}  {'-' if value is None else value}")
 
-    with_kernel(ctx, show)
+    with_kernel(ctx, lambda client: each([path], lambda path: show(client, path)))
 
 
 @files.command()
 def cat(
     ctx: typer.Context,
-    path: Path,
+    paths: Paths,
     tokens: Annotated[bool, typer.Option("--tokens", help="their ids, and not the text")] = False,
 ) -> None:
-    """Print the text of a KV file."""
+    """Print the text of KV files."""
 
-    async def show(client: Client) -> None:
+    async def show(client: Client, path: str) -> None:
         found = await client.cat(path, text=not tokens)
         text = " ".join(map(str, found["tokens"])) if tokens else found["text"]
         print(text, end="" if not text or text.endswith("\n") else "\n")
 
-    with_kernel(ctx, show)
+    with_kernel(ctx, lambda client: each(paths, lambda path: show(client, path)))
 
 
 @files.command()
 def cp(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(help="kv:PATH of a KV file, or a file of this machine")],
-    target: Annotated[str, typer.Argument(help="the other of the two")],
+    source: Annotated[str, typer.Argument(help="kv:PATH of a KV file; or a file of this machine, - for its input")],
+    target: Annotated[str, typer.Argument(help="the other of the two, or a directory there; - for the output")],
 ) -> None:
-    """Copy a KV file, with its KV, out of the kernel or into it: `lip cp kv:/doc doc.kv`, `lip cp doc.kv kv:/doc`.
+    """Copy a KV file with its KV to this machine, or back.
 
-    The file on this machine is the same for all kernels that serve the same model in the same type."""
+    `lip cp kv:/doc doc.kv` and `lip cp doc.kv kv:/doc`. The file on this machine is the same for all kernels that serve
+    the same model in the same type. In the kernel nothing is replaced: remove what has the name first."""
     inside = [path.removeprefix(KV) if path.startswith(KV) else None for path in (source, target)]
     if (inside[0] is None) == (inside[1] is None):
         complain(f"one of the two is in the kernel, and begins with {KV} as in {KV}/doc; the other is not")
@@ -132,39 +188,60 @@ def cp(
 
     try:
         if inside[0] is not None:
-            _export(ctx, inside[0], Local(target))
+            _export(ctx, inside[0], target)
         else:
-            _import(ctx, Local(source), inside[1] or "")
+            _import(ctx, source, inside[1] or "")
     except OSError as e:
-        complain(str(e))
+        complain(f"{target if inside[1] is None else source}: {e.strerror}")
         raise typer.Exit(FAILED) from None
 
 
-def _export(ctx: typer.Context, path: str, target: Local) -> None:
+def _export(ctx: typer.Context, path: str, target: str) -> None:
     """Whole, or not at all."""
-    part = target.with_name(f"{target.name}.part")
+
+    def copy_to(local: IO[bytes], done: Callable[[], object]) -> None:
+        async def copy(client: Client, path: str) -> None:
+            n_bytes = await client.export(path, local)
+            done()
+            print(f"{size(n_bytes)} written", file=sys.stderr)
+
+        with_kernel(ctx, lambda client: each([path], lambda path: copy(client, path)))
+
+    if target == STREAM:
+        copy_to(sys.stdout.buffer, sys.stdout.flush)
+        return
+    whole = Local(target)
+    if whole.is_dir():
+        whole = whole / path.rstrip("/").rpartition("/")[2]
+    whole = whole.resolve()
+    if whole.exists() and not whole.is_file():  # a device, a pipe: to be written, and never to be replaced
+        with whole.open("wb") as local:
+            copy_to(local, local.flush)
+        return
+    part = whole.parent / f"{whole.name}.part"
+
+    def finish() -> None:
+        local.close()
+        part.replace(whole)
+
     try:
         with part.open("wb") as local:
-
-            async def copy(client: Client) -> None:
-                n_bytes = await client.export(path, local)
-                local.close()
-                part.replace(target)
-                print(f"{size(n_bytes)} written")
-
-            with_kernel(ctx, copy)
+            copy_to(local, finish)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _import(ctx: typer.Context, source: Local, path: str) -> None:
-    with source.open("rb") as local:
+def _import(ctx: typer.Context, source: str, path: str) -> None:
+    name = "" if source == STREAM else Local(source).name
+    with sys.stdin.buffer if source == STREAM else Local(source).open("rb") as local:
 
-        async def copy(client: Client) -> None:
-            found = await client.import_file(path, local)
-            print(f"{found['n_tokens']} tokens, {found['n_resident']} of them with their KV")
+        async def copy(client: Client, path: str) -> None:
+            found = await client.import_file(path, local, name)
+            n_tokens, n_kv = found["n_tokens"], found["n_resident"]
+            rest = "" if n_kv == n_tokens else "; the others are computed when they are needed"
+            print(f"{counted(n_tokens, 'token')}, {n_kv} of them with their KV{rest}", file=sys.stderr)
 
-        with_kernel(ctx, copy)
+        with_kernel(ctx, lambda client: each([path], lambda path: copy(client, path)))
 
 
 # --- changing ---------------------------------------------------------------------------------------------------
@@ -176,35 +253,56 @@ def rm(
     paths: Paths,
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="directories with all that is in them")] = False,
 ) -> None:
-    """Remove KV files, and empty directories. Programs that have a file open keep it."""
+    """Remove KV files and empty directories.
 
-    async def remove(client: Client) -> None:
-        for path in paths:
-            await client.rm(path, recursive=recursive)
-
-    with_kernel(ctx, remove)
+    Programs that have a file open keep it."""
+    with_kernel(ctx, lambda client: each(paths, lambda path: client.rm(path, recursive=recursive)))
 
 
 @files.command()
-def mv(ctx: typer.Context, old: Annotated[str, typer.Argument()], new: Annotated[str, typer.Argument()]) -> None:
-    """Rename a KV file or directory, or move it into the directory NEW. A file that is called NEW is replaced."""
-    with_kernel(ctx, lambda client: client.mv(old, new))
+def mv(
+    ctx: typer.Context,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="OLD, one or several, and NEW", show_default=False)
+    ],
+) -> None:
+    """Rename KV files or directories, or move them into a directory.
+
+    `lip mv OLD NEW` replaces a file that is called NEW, and moves OLD into the directory NEW where that is one; several
+    are moved into one."""
+    *old, new = paths
+    if not old:
+        complain("give both the old name and the new one: lip mv OLD NEW")
+        raise typer.Exit(WRONG_USE)
+
+    async def move(client: Client) -> int:
+        if len(old) > 1 and (await client.stat(new))["kind"] != "directory":
+            complain(f"{new} is no directory, and several are to be moved into it")
+            return FAILED
+        return await each(old, lambda path: client.mv(path, new))
+
+    with_kernel(ctx, move)
+
+
+@files.command()
+def mkdir(ctx: typer.Context, paths: Paths) -> None:
+    """Make directories."""
+    with_kernel(ctx, lambda client: each(paths, client.mkdir))
 
 
 @files.command()
 def chmod(
-    ctx: typer.Context, mode: Annotated[str, typer.Argument(help="three octal digits: 640")], paths: Paths
+    ctx: typer.Context,
+    mode: Annotated[str, typer.Argument(metavar="MODE", help="three octal digits: 640")],
+    paths: Paths,
 ) -> None:
-    """Set who may read (4), write (2) and fork (1) KV files: the owner, the group, and all others."""
+    """Set who may read (4), write (2) and fork (1) KV files.
+
+    The digits are for the owner, for the group, and for all others."""
     if len(mode) not in (3, 4) or set(mode) - set("01234567") or int(mode, 8) > 0o777:
         complain(f"{mode} is no mode: three octal digits, as in 640")
         raise typer.Exit(WRONG_USE)
-
-    async def change(client: Client) -> None:
-        for path in paths:
-            await client.chmod(path, int(mode, 8))
-
-    with_kernel(ctx, change)
+    with_kernel(ctx, lambda client: each(paths, lambda path: client.chmod(path, int(mode, 8))))
 
 
 # --- the whole of it --------------------------------------------------------------------------------------------
@@ -212,7 +310,7 @@ def chmod(
 
 @files.command()
 def df(ctx: typer.Context, json: Json = False) -> None:
-    """Show how full the devices are, and the main memory of their workers."""
+    """Show how full devices, main memory and disk are."""
 
     async def show(client: Client) -> None:
         found = await client.df()
@@ -220,26 +318,37 @@ def df(ctx: typer.Context, json: Json = False) -> None:
             print_json(found)
             return
         rows: list[tuple[object, ...]] = []
-        for d in found:
-            for where, total, free in (
+        for d in found["devices"]:
+            for tier, total, free in (
                 ("device", d["n_pages"], d["n_free"]),
                 ("host", d["n_host_pages"], d["n_host_free"]),
             ):
-                used = total - free
-                share = f"{-(-100 * used // total)}%" if total else "-"
-                amounts = (size(n * d["page_bytes"]) for n in (total, used, free))
-                rows.append(
-                    (d["device"], where, *amounts, share, total, used, d["n_files"] if where == "device" else "")
-                )
+                n_files = d["n_files"] if tier == "device" else ""
+                amounts = _amounts(total, total - free, d["page_bytes"])
+                rows.append((d["device"], tier, *amounts, total, total - free, n_files))
+        if (disk := found["disk"]) is not None:
+            rows.append(
+                (disk["path"], "disk", *_amounts(disk["n_bytes_max"], disk["n_bytes"], 1), "", "", disk["n_files"])
+            )
         numbers = ("SIZE", "USED", "FREE", "USE%", "PAGES", "USED PAGES", "FILES")
         table(rows, "DEVICE", "TIER", *numbers, right=numbers)
 
     with_kernel(ctx, show)
 
 
+def _amounts(total: int | None, used: int, n_bytes: int) -> tuple[str, ...]:
+    """Of so many things of `n_bytes` each: all, those in use, the others, and their share."""
+    if total is None:
+        return "-", size(used * n_bytes), "-", "-"
+    sizes = (size(n * n_bytes) for n in (total, used, total - used))
+    return *sizes, f"{-(-100 * used // total)}%" if total else "-"
+
+
 @files.command()
 def fsck(ctx: typer.Context, json: Json = False) -> None:
-    """Check every invariant of the file system, while the kernel stands still; status 1 when one is broken."""
+    """Check every invariant of the file system.
+
+    The kernel stands still meanwhile. Status 1 when one is broken."""
 
     async def check(client: Client) -> int:
         found = await client.fsck()
@@ -248,8 +357,8 @@ def fsck(ctx: typer.Context, json: Json = False) -> None:
         else:
             for problem in found["problems"]:
                 print(problem)
-            counted = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in found["checked"].items())
-            print(f"{len(found['problems'])} problems in {counted}", file=sys.stderr)
+            checked = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in found["checked"].items())
+            print(f"{counted(len(found['problems']), 'problem')} in {checked}", file=sys.stderr)
         return FAILED if found["problems"] else 0
 
     with_kernel(ctx, check)
@@ -261,7 +370,9 @@ def lsof(
     pid: Annotated[int | None, typer.Option("-p", "--pid", help="of this process")] = None,
     json: Json = False,
 ) -> None:
-    """List open KV files: which process has them, how, and what it has locked or waits to lock."""
+    """List open KV files: who has them, and what is locked.
+
+    Which process has them open and how, and what it has locked or waits to lock."""
 
     async def show(client: Client) -> None:
         found = [f for f in await client.lsof() if pid in (None, f["pid"])]
@@ -274,7 +385,7 @@ def lsof(
                 f["name"],
                 f["fd"],
                 f["mode"],
-                _lock(f),
+                lock_state(f),
                 f["n_tokens"],
                 f"#{f['ino']}",
                 ", ".join(f["paths"]) or "(no name)",
@@ -288,81 +399,3 @@ def lsof(
         )
 
     with_kernel(ctx, show)
-
-
-# --- spelling ---------------------------------------------------------------------------------------------------
-
-
-def size(n_bytes: float) -> str:
-    """For people: 0, 512, 1.5K, 23M."""
-    units = iter("KMGTP")
-    unit = ""
-    while n_bytes >= 1024:
-        n_bytes, unit = n_bytes / 1024, next(units)
-    return f"{n_bytes:.1f}{unit}" if unit and n_bytes < 10 else f"{n_bytes:.0f}{unit}"
-
-
-def branches(found: list[dict[str, Any]]) -> list[str]:
-    """The lines of a tree, from entries whose names are paths, each directory before what is in it."""
-    lines: list[str] = []
-    parents = [entry["name"].rpartition("/")[0] for entry in found]
-    last = {parent: i for i, parent in enumerate(parents)}  # the entry that comes last in each directory
-    for i, entry in enumerate(found):
-        steps = entry["name"].split("/")
-        above = ("/".join(steps[:n]) for n in range(1, len(steps)))
-        bars = "".join("    " if _is_last(path, last, found) else "│   " for path in above)
-        branch = "└── " if last[parents[i]] == i else "├── "
-        tokens = "" if entry["kind"] == "directory" else f"  ({entry['n_tokens']} tokens)"
-        lines.append(f"{bars}{branch}{_name(entry | {'name': steps[-1]})}{tokens}")
-    return lines
-
-
-def _is_last(path: str, last: dict[str, int], found: list[dict[str, Any]]) -> bool:
-    return bool(found[last[path.rpartition("/")[0]]]["name"] == path)
-
-
-def _name(entry: dict[str, Any]) -> str:
-    return f"{entry['name']}{'/' if entry['kind'] == 'directory' else ''}"
-
-
-def _mode(entry: dict[str, Any]) -> str:
-    """As `ls -l` has it: -rwxr-x---."""
-    bits = "".join(letter if entry["mode"] >> 8 - i & 1 else "-" for i, letter in enumerate("rwxrwxrwx"))
-    return f"{'d' if entry['kind'] == 'directory' else '-'}{bits}"
-
-
-def _of_file(entry: dict[str, Any], *cells: object) -> tuple[object, ...]:
-    return ("-",) * len(cells) if entry["kind"] == "directory" else cells
-
-
-def _where(entry: dict[str, Any]) -> str:
-    """Where the KV of a file is, and for how long it stays there."""
-    if entry["n_tokens"] == entry["n_resident"]:
-        where = "device" if entry["n_tokens"] else "-"
-    elif entry["n_host_pages"]:
-        where = "host" if not entry["n_pages"] else "host, device"
-    elif entry["n_resident"]:
-        where = "partial"
-    else:
-        where = "disk" if entry["is_saved"] else "dropped"
-    return f"{where}, pinned {_pinned(entry)}" if entry["n_pinned_pages"] else where
-
-
-def _pinned(entry: dict[str, Any]) -> str:
-    left = entry["pinned_for_s"]
-    return "while open" if left is None else f"for {_ago(left)}"
-
-
-def _ago(seconds: float) -> str:
-    for unit, length in (("s", 60), ("m", 60), ("h", 24)):
-        if seconds < length:
-            return f"{seconds:.0f}{unit}"
-        seconds /= length
-    return f"{seconds:.0f}d"
-
-
-def _lock(opened: dict[str, Any]) -> str:
-    held, wanted = opened["lock"], opened["waits_for"]
-    if wanted is None:
-        return held or "-"
-    return f"{held}, waits for {wanted}" if held else f"waits for {wanted}"

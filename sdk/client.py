@@ -155,8 +155,7 @@ class Client:
     # --- files: paths begin at the real root, whatever tenants see ---
 
     async def ls(self, path: str = "/") -> list[dict[str, Any]]:
-        """Entries of a directory: `name`, the fields of `Stat`, `n_bytes` of KV, `is_saved` (a version of it is on
-        disk), and how many seconds ago it was made, changed and used."""
+        """Entries of a directory, or the file itself: `name` and what `stat` has."""
         found: list[dict[str, Any]] = await self._get("/fs/ls", path=path)
         return found
 
@@ -166,7 +165,9 @@ class Client:
         return found
 
     async def stat(self, path: str) -> dict[str, Any]:
-        """The same of one file or directory."""
+        """Of one file or directory: `path`, the fields of `Stat`, `n_bytes` of KV with what is shared, `is_saved` (a
+        version of it is on disk). Times are seconds from now: `created_s_ago`, `modified_s_ago`, `used_s_ago`, and
+        `pinned_for_s` (None: while it is open)."""
         found: dict[str, Any] = await self._get("/fs/stat", path=path)
         return found
 
@@ -190,14 +191,17 @@ class Client:
             raise self._lost(e) from None
         return n_bytes
 
-    async def import_file(self, path: str, source: IO[bytes]) -> dict[str, Any]:
-        """Make a new file of what `export` has written: its `n_tokens`, and `n_resident` of them with K/V."""
+    async def import_file(self, path: str, source: IO[bytes], name: str = "") -> dict[str, Any]:
+        """Make a new file of what `export` has written: its `n_tokens`, and `n_resident` of them with K/V. `name` is
+        what it is called where `path` is a directory."""
 
         async def pieces() -> AsyncGenerator[bytes, None]:
             while piece := source.read(PIECE_BYTES):
                 yield piece
 
-        found: dict[str, Any] = await self._request("POST", "/fs/import", params={"path": path}, content=pieces())
+        found: dict[str, Any] = await self._request(
+            "POST", "/fs/import", params={"path": path, "name": name}, content=pieces()
+        )
         return found
 
     async def rm(self, path: str, *, recursive: bool = False) -> None:
@@ -208,13 +212,18 @@ class Client:
         """Give a file or directory another path, or move it into the directory `new`."""
         await self._post("/fs/mv", {"old": old, "new": new})
 
+    async def mkdir(self, path: str) -> None:
+        """Make a directory in one that is there."""
+        await self._post("/fs/mkdir", {"path": path})
+
     async def chmod(self, path: str, mode: int) -> None:
         """Set the nine mode bits."""
         await self._post("/fs/chmod", {"path": path, "mode": mode})
 
-    async def df(self) -> list[dict[str, Any]]:
-        """Devices, as `DeviceSpace`."""
-        found: list[dict[str, Any]] = await self._get("/fs/df")
+    async def df(self) -> dict[str, Any]:
+        """`devices`, as `DeviceSpace`; and the `disk`, None without `--kv-dir`: its `path`, the `n_bytes` and `n_files`
+        that are saved there, and `n_bytes_max` (None: no limit)."""
+        found: dict[str, Any] = await self._get("/fs/df")
         return found
 
     async def fsck(self) -> dict[str, Any]:

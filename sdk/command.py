@@ -5,14 +5,12 @@ Used by `sdk/cli.py` and `sdk/cli_fs.py`, which say what there is to run.
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
 
 from sdk.client import Client, KernelError, NoKernel
 from sdk.runner import complain
@@ -53,16 +51,15 @@ def with_kernel(ctx: typer.Context, command: Callable[[Client], Coroutine[Any, A
 
 
 def table(rows: Sequence[Sequence[object]], *head: str, right: Sequence[str] = ()) -> None:
-    """Columns on standard output, never cut where nobody sees a screen; those of `right` are numbers."""
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False, emoji=False)
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in head:
-        grid.add_column(name, justify="right" if name in right else "left")
-    for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
-    with console.capture() as capture:
-        console.print(grid)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    """Columns on standard output, never cut: a terminal wraps what is too long; those of `right` are numbers."""
+    cells = [head, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        filled = []
+        for name, cell, width in zip(head, line, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            filled.append(space + cell if name in right else cell + space)
+        print("  ".join(filled).rstrip())
 
 
 def print_json(value: object) -> None:

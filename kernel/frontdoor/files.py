@@ -1,23 +1,26 @@
-"""KV files behind the unix socket: what `lip ls`, `stat`, `cat`, `rm`, `mv`, `chmod`, `df`, `fsck` and `lsof` ask.
+"""KV files behind the unix socket: what the commands of `sdk/cli_fs.py` ask.
 
     GET  /fs/ls  /fs/tree     ?path=    what is in a directory, or all that is below it
     GET  /fs/stat             ?path=
     GET  /fs/cat              ?path=    its tokens, and with &text=1 their text
     GET  /fs/export           ?path=    the file as bytes, as kvfs/store/format.py has it
-    POST /fs/import           ?path=    such bytes, to be a new file
-    POST /fs/rm  /fs/mv  /fs/chmod
+    POST /fs/import           ?path=    such bytes, to be a new file; &name= its name, where the path is a directory
+    POST /fs/rm  /fs/mv  /fs/mkdir  /fs/chmod
     GET  /fs/df  /fs/fsck  /fs/lsof
 
 Whoever may open the socket is the operator: paths begin at the real root, and rights are not asked. What changes names
-or rights is answered when it is on disk, where that is kept. `sdk/client.py` is the other side, `sdk/cli_fs.py` prints.
-Never add here what the kernel's own calls do not do for programs.
+or rights is answered when it is on disk, where that is kept. However many files there are, programs have their turns
+while they are listed or removed. `sdk/client.py` is the other side. Never add here what the kernel's own calls do not
+do for programs.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from itertools import islice
 from typing import Any
 
+import msgspec
 from msgspec import Struct, to_builtins
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -26,6 +29,7 @@ from starlette.routing import Route
 from kernel.core import Kernel
 from kernel.frontdoor.body import read_as
 from kernel.frontdoor.openai import json_response
+from kernel.heart import heart
 from kernel.porting import Porting
 from kernel.sys_file import FileHandle, answer
 from kvfs.access import OPERATOR
@@ -35,10 +39,16 @@ from kvfs.openfile import OpenFile
 from sdk.abi.errors import FileNotFound, InvalidArgument, NotADirectory
 from sdk.abi.values import FileKind, OpenMode, Stat
 
+PIECE = 200  # files that are listed or removed between two turns of all others: some milliseconds
+
 
 class RemoveRequest(Struct, forbid_unknown_fields=True):
     path: str
     recursive: bool = False
+
+
+class DirectoryRequest(Struct, forbid_unknown_fields=True):
+    path: str
 
 
 class MoveRequest(Struct, forbid_unknown_fields=True):
@@ -66,6 +76,7 @@ class Files:
             Route("/fs/import", self.take, methods=["POST"]),
             Route("/fs/rm", self.rm, methods=["POST"]),
             Route("/fs/mv", self.mv, methods=["POST"]),
+            Route("/fs/mkdir", self.mkdir, methods=["POST"]),
             Route("/fs/chmod", self.chmod, methods=["POST"]),
             Route("/fs/df", self.df),
             Route("/fs/fsck", self.fsck),
@@ -88,32 +99,52 @@ class Files:
         try:
             names = [entry.name for entry in self.kernel.fs.readdir(path, **self.by)]
         except NotADirectory:
-            return json_response([self._listed(path, path)])
-        return json_response([self._listed(name, _join(path, name)) for name in names])
+            return json_response([{"name": path} | self._stat(path)])
+        return self._listed((name, _join(path, name)) for name in names)
 
     async def tree(self, request: Request) -> Response:
         """The same of all that is below, each directory before what is in it; names are paths from the given one."""
-        return json_response(list(self._below(_path(request), "")))
+        path = _path(request)
+        self.kernel.fs.readdir(path, **self.by)  # to refuse what cannot be listed
+        return self._listed(self._below(path))
 
-    def _below(self, path: str, name: str) -> Iterator[dict[str, Any]]:
-        for entry in self.kernel.fs.readdir(path, **self.by):
-            below, its_name = _join(path, entry.name), f"{name}/{entry.name}".lstrip("/")
-            yield self._listed(its_name, below)
+    def _below(self, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Names and paths of all that is below a directory. Looks as it goes: what goes away meanwhile is left out."""
+        entries = []
+        with contextlib.suppress(FileNotFound, NotADirectory):
+            entries = self.kernel.fs.readdir(path, **self.by)
+        for entry in entries:
+            name, below = f"{prefix}{entry.name}", _join(path, entry.name)
+            yield name, below
             if entry.kind is FileKind.DIRECTORY:
-                yield from self._below(below, its_name)
+                yield from self._below(below, f"{name}/")
 
-    def _listed(self, name: str, path: str) -> dict[str, Any]:
-        return {"name": name} | self._stat(path)
+    def _listed(self, named: Iterator[tuple[str, str]]) -> Response:
+        """One JSON array of what `stat` says of these names and paths, piece by piece."""
+
+        async def body() -> AsyncIterator[bytes]:
+            before = b"["
+            while piece := list(islice(named, PIECE)):
+                found = []
+                for name, path in piece:
+                    with contextlib.suppress(FileNotFound, NotADirectory):  # it has gone meanwhile
+                        found.append({"name": name} | self._stat(path))
+                if found:
+                    yield before + msgspec.json.encode(found)[1:-1]
+                    before = b","
+                await asyncio.sleep(0)
+            yield b"[]" if before == b"[" else b"]"
+
+        return StreamingResponse(body(), media_type="application/json")
 
     def _stat(self, path: str) -> dict[str, Any]:
         stat = self.kernel.fs.stat(path, **self.by)
-        found: dict[str, Any] = to_builtins(stat)
-        times = {name: found[name] for name in ("created_s", "modified_s", "used_s")}
-        now = self.kernel.now()  # which means nothing outside
-        found["pinned_for_s"] = None if stat.pinned_until_s is None else stat.pinned_until_s - now
+        found: dict[str, Any] = {"path": path} | to_builtins(stat)
         found["n_bytes"] = self._n_bytes(stat)
         found["is_saved"] = self.kernel.durable is not None and stat.ino in self.kernel.durable.ledger.copies
-        return found | {f"{name}_ago": now - at for name, at in times.items()}
+        now, until = self.kernel.now(), found.pop("pinned_until_s")  # on a clock that means nothing outside
+        found["pinned_for_s"] = None if until is None else until - now
+        return found | {f"{name}_ago": now - found.pop(name) for name in ("created_s", "modified_s", "used_s")}
 
     def _n_bytes(self, stat: Stat) -> int:
         """Of KV, on the device and in main memory, with what is shared."""
@@ -156,7 +187,8 @@ class Files:
 
     async def take(self, request: Request) -> Response:
         """A new file of what another kernel has exported; answered when it is on disk, where files are kept."""
-        file = await self._porting.take(_path(request), request.stream())
+        path = self._target(_path(request), request.query_params.get("name", ""))
+        file = await self._porting.take(path, request.stream())
         durable = self.kernel.durable
         try:
             found = {"n_tokens": self.kernel.fs.length(file), "n_resident": file.inode.n_resident}
@@ -179,21 +211,38 @@ class Files:
 
     async def rm(self, request: Request) -> Response:
         wanted: RemoveRequest = await self._read(request, RemoveRequest)
-        if not self.kernel.fs.names.parse(wanted.path):
-            raise InvalidArgument("'/' is the root directory and stays, with all that is in it: name something in it")
-        if wanted.recursive and self.kernel.fs.stat(wanted.path, **self.by).kind is FileKind.DIRECTORY:
-            for below in reversed([found["name"] for found in self._below(wanted.path, "")]):
-                self.kernel.fs.unlink(_join(wanted.path, below), **self.by)
-        self.kernel.fs.unlink(wanted.path, **self.by)
+        fs = self.kernel.fs
+        if fs.names.parse(wanted.path) in ([], ["~"]):
+            raise InvalidArgument(f"{wanted.path!r} stays, with all that is in it: name something in it")
+        if wanted.recursive and fs.stat(wanted.path, **self.by).kind is FileKind.DIRECTORY:
+            below = reversed(list(self._below(wanted.path)))
+            while piece := list(islice(below, PIECE)):
+                for _, path in piece:
+                    with contextlib.suppress(FileNotFound):  # somebody else has removed it
+                        fs.unlink(path, **self.by)
+                await asyncio.sleep(0)
+        fs.unlink(wanted.path, **self.by)
         return await self._settled()
 
     async def mv(self, request: Request) -> Response:
         wanted: MoveRequest = await self._read(request, MoveRequest)
-        new = wanted.new
-        with contextlib.suppress(FileNotFound):
-            if self.kernel.fs.stat(new, **self.by).kind is FileKind.DIRECTORY:
-                new = _join(new, wanted.old.rstrip("/").rpartition("/")[2])
+        kind = self.kernel.fs.stat(wanted.old, **self.by).kind
+        new = self._target(wanted.new, wanted.old.rstrip("/").rpartition("/")[2], kind)
         self.kernel.fs.rename(wanted.old, new, **self.by)
+        return await self._settled()
+
+    def _target(self, path: str, name: str, kind: FileKind = FileKind.FILE) -> str:
+        """Where something of this name and kind goes that is put at `path`: into it, if it is a directory."""
+        with contextlib.suppress(FileNotFound):
+            if self.kernel.fs.stat(path, **self.by).kind is FileKind.DIRECTORY:
+                return _join(path, name)
+        if path.endswith("/") and kind is FileKind.FILE:
+            raise NotADirectory(f"{path!r} is no directory: make it first, or leave the '/' at its end out")
+        return path
+
+    async def mkdir(self, request: Request) -> Response:
+        wanted: DirectoryRequest = await self._read(request, DirectoryRequest)
+        self.kernel.fs.mkdir(wanted.path, **self.by)
         return await self._settled()
 
     async def chmod(self, request: Request) -> Response:
@@ -209,11 +258,21 @@ class Files:
     # --- the whole of it ---
 
     async def df(self, request: Request) -> Response:
-        return json_response(self.kernel.fs.df(OPERATOR))
+        disk, durable, config = None, self.kernel.durable, self.kernel.config
+        if durable is not None:
+            disk = {
+                "path": str(config.kv_dir),
+                "n_bytes": durable.store.n_bytes,
+                "n_bytes_max": None if config.kv_dir_size is None else int(config.kv_dir_size * 2**30),
+                "n_files": len(durable.ledger.copies),
+            }
+        return json_response({"devices": self.kernel.fs.df(OPERATOR), "disk": disk})
 
     async def fsck(self, request: Request) -> Response:
         fs = self.kernel.fs
-        return json_response({"problems": check(fs, self.kernel.processes), "checked": counts(fs)._asdict()})
+        with heart.loading():  # a second and more with 100,000 files
+            problems = check(fs, self.kernel.processes)
+        return json_response({"problems": problems, "checked": counts(fs)._asdict()})
 
     async def lsof(self, request: Request) -> Response:
         """Every open file of every process, with all its names."""

@@ -45,6 +45,11 @@ def program(tmp_path):
     return write
 
 
+def test_an_option_of_the_kernel_behind_run():
+    assert len(one_line(run("kernel", "run", "--no-http", "p.py"), "--no-http comes before `run`")) == 1
+    assert "Usage: python -m kernel run" in run("kernel", "run", "--help").stdout
+
+
 def test_lip_run(kernel, program, tmp_path):
     missing = str(tmp_path / "nowhere.py")
     assert len(one_line(kernel.lip("run", missing), "nowhere.py")) == 1

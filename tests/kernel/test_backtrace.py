@@ -3,7 +3,11 @@
 import asyncio
 import inspect
 
+import pytest
+
 from kernel.backtrace import awaits_at, one_line, own_frames
+from kvfs.access import OPERATOR
+from kvfs.fs import Kvfs
 from sdk.abi.errors import FileNotFound
 
 
@@ -62,3 +66,9 @@ def test_own_frames_are_in_order():
     except ValueError as e:
         lines = own_frames(e).splitlines()
     assert [line.split(", in ")[1] for line in lines if ", in " in line] == ["test_own_frames_are_in_order", "f"]
+
+
+def test_where_the_file_system_refuses_is_no_line_of_the_author():
+    with pytest.raises(FileNotFound) as caught:
+        Kvfs().open("/nix", "r", who=OPERATOR, now=0.0)
+    assert own_frames(caught.value).count(", in ") == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from sdk.cli import app
@@ -88,6 +89,15 @@ def test_a_program_has_its_own_help(lip, write) -> None:
 def test_run_itself_has_help_too(lip) -> None:
     for words in (("run", "--help"), ("--help",), ("worker", "--help")):
         assert "Usage: lip" in lip(*words).stdout
+
+
+def test_help_has_a_whole_line_for_each_command(lip) -> None:
+    lines = lip("--help").stdout.splitlines()
+    shown = {line.split()[0]: line for line in lines if re.match("  [a-z]", line)}
+    assert sorted(shown) == sorted(get_command(app).commands)
+    for name, line in shown.items():
+        assert re.fullmatch(rf"  {name} +[A-Z].*\.", line), "it ends where its sentence does"
+        assert "..." not in line
 
 
 def test_a_failing_program_is_its_frames_and_one_line(lip, write) -> None:

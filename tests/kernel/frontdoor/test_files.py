@@ -1,12 +1,14 @@
 """The unix socket's endpoints on files, as the operator's tools ask for them."""
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 
 import pytest
 
 from kernel.boot import keep_files
 from kernel.frontdoor.admin import admin_app
+from kernel.heart import LOADING, Heart
 from kvfs.access import OPERATOR
 from sdk import kv, process
 from sdk.abi.errors import FileNotFound
@@ -51,7 +53,11 @@ async def test_ls_and_stat(admin, files) -> None:
     stat = (await admin.get("/fs/stat", params=A)).json()
     assert stat["ino"] == a["ino"]
     assert stat["n_bytes"] > 0
+    assert stat["path"] == a["path"] == "/docs/a"
     assert 0.0 <= stat["modified_s_ago"] < 60.0
+    assert not {"created_s", "modified_s", "used_s", "pinned_until_s"} & set(stat), "of a clock that nobody else has"
+    root = (await admin.get("/fs/stat", params={"path": "/"})).json()
+    assert 0.0 <= root["used_s_ago"] <= root["created_s_ago"] < 60.0, "it is as old as the kernel"
     for endpoint in ("/fs/ls", "/fs/stat", "/fs/tree", "/fs/cat"):
         assert code(await admin.get(endpoint, params=NIX)) == (400, "ENOENT")
 
@@ -87,9 +93,56 @@ async def test_rm_of_what_is_not_there_says_so_with_recursive_too(admin) -> None
 
 
 async def test_rm_leaves_the_root_alone(admin, files) -> None:
-    for root in ("/", "//", "/./"):
+    assert (await admin.post("/fs/mkdir", json={"path": "~/kept"})).status_code == 200
+    for root in ("/", "//", "/./", "~", "~/"):
         assert code(await admin.post("/fs/rm", json={"path": root, "recursive": True})) == (400, "EINVAL")
+    assert (await admin.post("/fs/rm", json={"path": "~/kept"})).status_code == 200, "it is still there"
     assert (await admin.get("/fs/stat", params=A)).status_code == 200
+
+
+async def test_programs_have_their_turns_while_many_files_are_listed_and_removed(admin, files, monkeypatch) -> None:
+    monkeypatch.setattr("kernel.frontdoor.files.PIECE", 1)
+    for i in range(50):
+        await admin.post("/fs/mkdir", json={"path": f"/docs/old/{i}"})
+    for request in (
+        admin.get("/fs/ls", params={"path": "/docs/old"}),
+        admin.get("/fs/tree", params={"path": "/docs"}),
+        admin.post("/fs/rm", json={"path": "/docs", "recursive": True}),
+    ):
+        turns = await turns_until(request)
+        assert turns > 50
+
+
+async def turns_until(awaitable) -> int:
+    """How often the event loop comes round until then."""
+    task, n = asyncio.ensure_future(awaitable), 0
+    while not task.done():
+        await asyncio.sleep(0)
+        n += 1
+    assert (await task).status_code == 200
+    return n
+
+
+async def test_what_goes_away_during_a_listing_is_left_out(admin, house, files, monkeypatch) -> None:
+    monkeypatch.setattr("kernel.frontdoor.files.PIECE", 1)
+    fs, stat = house.kernel.fs, house.kernel.fs.stat
+
+    def remove(path, **by):
+        """Of what is looked at, all but the first goes."""
+        if path == "/docs/a":
+            fs.unlink("/docs/old/b", **by)
+            fs.unlink("/docs/old", **by)
+        return stat(path, **by)
+
+    monkeypatch.setattr(fs, "stat", remove)
+    assert [f["name"] for f in (await admin.get("/fs/tree", params={"path": "/docs"})).json()] == ["a"]
+
+
+async def test_an_empty_directory(admin, files) -> None:
+    assert (await admin.post("/fs/mkdir", json={"path": "/docs/new"})).json() == {}
+    for endpoint in ("/fs/ls", "/fs/tree"):
+        assert (await admin.get(endpoint, params={"path": "/docs/new"})).json() == []
+    assert code(await admin.post("/fs/mkdir", json={"path": "/docs/new"})) == (400, "EEXIST")
 
 
 async def test_mv_to_a_name_and_into_a_directory(admin, files) -> None:
@@ -99,6 +152,9 @@ async def test_mv_to_a_name_and_into_a_directory(admin, files) -> None:
     assert code(await admin.post("/fs/mv", json={"old": "/docs", "new": "/docs/old"})) == (400, "EINVAL")
     assert code(await admin.post("/fs/mv", json={"old": "/nix", "new": "/docs"})) == (400, "ENOENT")
     assert code(await admin.post("/fs/mv", json={"old": "/docs/old/b", "new": "/nix/b"})) == (400, "ENOENT")
+    for new in ("/docs/new/", "/docs/old/c/"):
+        assert code(await admin.post("/fs/mv", json={"old": "/docs/old/b", "new": new})) == (400, "ENOTDIR")
+    assert (await admin.post("/fs/mv", json={"old": "/docs/old", "new": "/docs/new/"})).json() == {}, "a directory may"
 
 
 async def test_chmod(admin, files) -> None:
@@ -112,7 +168,9 @@ async def test_chmod(admin, files) -> None:
 
 
 async def test_df(admin, files) -> None:
-    (device,) = (await admin.get("/fs/df")).json()
+    found = (await admin.get("/fs/df")).json()
+    (device,), disk = found["devices"], found["disk"]
+    assert disk is None
     assert device["n_pages"] - device["n_free"] == 2, "forks share"
     assert (device["n_files"], device["page_size"]) == (2, 16)
 
@@ -126,6 +184,18 @@ async def test_fsck_says_what_is_wrong(admin, house, files) -> None:
     (problem,) = (await admin.get("/fs/fsck")).json()["problems"]
     assert problem == f"file #{inode.ino}: says number {inode.ino} and 2 links, it has 1 names"
     inode.n_links = 1
+
+
+async def test_fsck_may_take_its_time(admin, monkeypatch) -> None:
+    r, w = os.pipe()
+    heart = Heart()
+    heart.start(w, asyncio.get_running_loop())
+    monkeypatch.setattr("kernel.frontdoor.files.heart", heart)
+    assert (await admin.get("/fs/fsck")).json()["problems"] == []
+    heart.stop()
+    assert LOADING in os.read(r, 1000), "the supervisor is told not to wait for a beat"
+    os.close(r)
+    os.close(w)
 
 
 async def test_fsck_sees_what_a_process_left_open(admin, house, files) -> None:
@@ -182,6 +252,8 @@ async def test_what_the_operator_changes_is_on_disk_when_it_is_answered(durable)
             if was == "a":
                 await house.value(make)
             found = (await admin.get("/fs/stat", params={"path": f"/docs/{was}"})).json()
+            disk = (await admin.get("/fs/df")).json()["disk"]
+            assert (disk["n_files"], disk["n_bytes"] > 0, disk["n_bytes_max"]) == (2, True, None)
             assert (found["is_saved"], found["n_tokens"], found["n_resident"]) == (True, 20, 20 if was == "a" else 0)
             assert (await admin.get("/fs/cat", params={"path": f"/docs/{was}"})).json()["tokens"] == [65] * 20
             moved = {"old": f"/docs/{was}", "new": f"/docs/{becomes}"}
