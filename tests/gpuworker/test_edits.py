@@ -1,11 +1,9 @@
 """Edited files on the torch worker: slots and turns bit by bit on a random model; what they mean, on the real one."""
 
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -17,78 +15,14 @@ from gpuworker.load import load
 from gpuworker.models import rope
 from gpuworker.options import Options
 from gpuworker.pagepool import PagePool
-from gpuworker.wire import Ask, Batch, BatchHead, Edit, Row
+from gpuworker.wire import Edit
 from kvfs.access import KERNEL
-from kvfs.editing import EditLease
-from kvfs.fs import Kvfs
-from kvfs.openfile import OpenFile
-from sdk.abi.values import PositionMode
+from sdk.abi.visible import Runs
+from tests.gpuworker.files import Files
 from tests.gpuworker.models.test_llama import VARIANTS, build
-from tests.gpuworker.world import assert_close, matrix, words
+from tests.gpuworker.world import assert_close, mask_of, words
 
-
-class Files:
-    """KV files on an engine, one call at a time, as a kernel does it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.fs = Kvfs()
-        facts = engine.info()
-        self.fs.add_device("w", n_pages=facts.n_pages, page_size=facts.model.page_size)
-
-    def run(self, lease: Any, asks: Sequence[Ask] = ()) -> Tensor:
-        """Do what a lease says and commit it: the logits of the asks."""
-        arrays = [array("I") for _ in range(4)]
-        rows, edits = [], []
-        if isinstance(lease, EditLease):
-            edits = [Edit(*run) for run in lease.runs]
-        else:
-            asks = [msgspec.structs.replace(ask, logits=True) for ask in asks]
-            rows = [Row(1, lease.n_before, lease.n_new, len(lease.pages), asks)]
-            arrays[:3] = [lease.tokens, lease.positions, lease.pages]
-        done = self.engine.run(Batch(BatchHead(1, lease.copies, rows, edits=edits), *arrays))
-        self.fs.commit(lease, 0.0)
-        return matrix(done, self.engine)
-
-    def made(self, tokens: Sequence[int], positions: Sequence[int] | None = None) -> OpenFile:
-        f = self.fs.create(None, who=KERNEL, now=0.0, device="w")
-        self.append(f, tokens, positions)
-        return f
-
-    def append(self, f: OpenFile, tokens: Sequence[int], positions: Sequence[int] | None = None) -> Tensor:
-        """Logits after each of the tokens."""
-        claim = self.fs.claim(f)
-        logits = self.run(self.fs.lease(claim, tokens, positions), [Ask(i) for i in range(len(tokens))])
-        self.fs.release(claim, 0.0)
-        return logits
-
-    def next(self, f: OpenFile) -> Tensor:
-        """Logits of what comes next; the last token is computed again where the tail is gone."""
-        if self.fs.tail_valid(f):
-            return self.run(self.fs.lease_tail(f), [Ask(-1)])
-        claim = self.fs.claim(f)
-        token, position = self.fs.tokens(f, -1)[0], self.fs.positions(f, -1)[0]
-        logits = self.run(self.fs.lease(claim, [token], [position], n_again=1), [Ask(0)])
-        self.fs.release(claim, 0.0)
-        return logits
-
-    def extract(self, f: OpenFile, ranges: Sequence[tuple[int, int]], mode: str = "keep") -> OpenFile:
-        return self.done(self.fs.extract(f, ranges, PositionMode(mode), who=KERNEL, now=0.0))
-
-    def merge(self, *files: OpenFile, mode: str = "pack") -> OpenFile:
-        return self.done(self.fs.merge(files, PositionMode(mode), who=KERNEL, now=0.0))
-
-    def done(self, edit: Any) -> OpenFile:
-        if not self.fs.edit_at_once(edit, 0.0):
-            self.run(self.fs.lease_edit(edit))
-        self.fs.end_edit(edit, 0.0)
-        return edit.file  # type: ignore[no-any-return]
-
-    def kv(self, f: OpenFile) -> tuple[Tensor, Tensor]:
-        """K and V of a file: [layers, tokens, heads, dim] each."""
-        pages = self.engine._pool.kv[f.inode.table.tolist()]  # [pages, layers, 2, page, heads, dim]
-        k, v = (pages[:, :, side].transpose(0, 1).flatten(1, 2)[:, : f.inode.n_kv].clone() for side in (0, 1))
-        return k, v
+BORDERS = [(0, 1), (15, 17), (31, 32), (33, 47), (48, 50)]  # spans that begin and end beside those of pages of 16
 
 
 @pytest.fixture
@@ -138,7 +72,7 @@ def test_a_key_is_turned_to_what_it_would_have_been(variant: str, tmp_path: Path
     assert (half.float() - is_).abs().max() < 0.02 * is_.abs().max()
 
 
-@pytest.mark.parametrize("ranges", [[(0, 50)], [(0, 16), (32, 50)], [(3, 20), (21, 22), (40, 50)]])
+@pytest.mark.parametrize("ranges", [[(0, 50)], [(0, 16), (32, 50)], [(3, 20), (21, 22), (40, 50)], BORDERS])
 def test_kept_tokens_are_bit_for_bit_those_of_the_source(files: Files, ranges: list[tuple[int, int]]) -> None:
     source = files.made(words(40, 50))
     cut = files.extract(source, ranges)
@@ -185,7 +119,7 @@ def masked(engine: Engine, tokens: Sequence[int], seen: Tensor) -> Tensor:
         return model.logits(model.forward(torch.tensor(tokens), torch.arange(len(tokens)), attend)).clone()
 
 
-@pytest.mark.parametrize("ranges", [[(0, 10), (30, 50)], [(16, 48)], [(1, 2), (7, 40)]])
+@pytest.mark.parametrize("ranges", [[(0, 10), (30, 50)], [(16, 48)], [(1, 2), (7, 40)], BORDERS])
 def test_an_extract_is_what_attention_has_that_does_not_see_the_rest(
     files: Files, ranges: list[tuple[int, int]]
 ) -> None:
@@ -264,6 +198,27 @@ def test_real_extract_is_transformers_with_a_mask(
     assert (got - want).abs().max() < 1e-3
     unmasked = hf_model(ids).logits[0, 400:]
     assert (unmasked - want).abs().max() > 0.1, "the mask makes a difference"
+
+
+@pytest.mark.model
+@torch.inference_mode()
+def test_real_spliced_file_under_a_mask_is_transformers_with_both(real: tuple[Files, list[int]], hf_model: Any) -> None:
+    """Spans cut out one by one, beside the borders of pages; the runs of the mask count the tokens that are left."""
+    files, tokens = real
+    runs: Runs = [(0, 4), (-40, -9), (-5, None)]
+    f = files.made(tokens[:400])
+    kept = list(range(400))
+    for start, stop in ((112, 300), (47, 64), (31, 33), (0, 1), (14, 16)):
+        files.cut(f, start, stop)
+        del kept[start:stop]
+    got = files.append(f, tokens[400:432], range(400, 432), runs)
+    seen = hidden_from(400, 32, kept)
+    n, left = len(kept), [*kept, *range(400, 432)]
+    seen[400:, left] = mask_of(n + 32, (n, runs))[n:]
+    mask = torch.zeros(1, 1, 432, 432).masked_fill_(~seen, torch.finfo(torch.float32).min)
+    ids, positions = torch.tensor([tokens[:432]]), torch.arange(432)[None]
+    want = hf_model(ids, attention_mask=mask, position_ids=positions).logits[0, 400:]
+    assert (got - want).abs().max() < 1e-3
 
 
 @pytest.mark.model

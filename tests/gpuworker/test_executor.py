@@ -134,7 +134,7 @@ def test_pages_are_fetched_as_the_batches_before_have_left_them() -> None:
 
 def test_refused_pages_are_no_failed_batch() -> None:
     executor = Executor(Device())
-    for work, number in ((Fetch(1, [8]), 1), (wire.Store(wire.StoreHead(2, [0]), b"short"), 2), (Fetch(3, [7]), 3)):
+    for work, number in ((Fetch(1, [16]), 1), (wire.Store(wire.StoreHead(2, [0]), b"short"), 2), (Fetch(3, [7]), 3)):
         answer = executor.answer(work)
         assert isinstance(answer, PagesFailed)
         assert answer.number == number

@@ -91,7 +91,7 @@ def test_pages_are_fetched_and_stored_in_turn(house: House) -> None:
     kernel.tell(wire.Fetch(13, [1, 0]))
     assert kernel.hear(wire.Stored).number == 12
     assert bytes(kernel.hear(wire.Fetched).contents) == bytes(fetched.contents)
-    kernel.tell(wire.Fetch(14, [4096]))
+    kernel.tell(wire.Fetch(14, [2 * 4096]))
     refused = kernel.hear(wire.PagesFailed)
     assert (refused.number, refused.errno) == (14, Errno.EINVAL)
     kernel.tell(batch(3))

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvfs.access import OPERATOR, Who
+from kvfs.editing import EditLease
 from kvfs.fs import Kvfs
 from kvfs.fsck import Counts, check, counts
 from kvfs.lease import Lease
@@ -126,6 +127,14 @@ class Shift:
 
 
 @dataclass(eq=False)
+class Cut:
+    """An edit on its way through the device."""
+
+    lease: EditLease
+    has_run: bool = False
+
+
+@dataclass(eq=False)
 class Shipment:
     """The contents of pages on their way between devices: what is fetched from one is stored in the other."""
 
@@ -146,7 +155,7 @@ class Device:
         self.page_size = page_size
         entries = [*range(n_pages), *range(HOST, HOST + n_host_pages)]
         self.pages = {entry: Page([None] * page_size) for entry in entries}
-        self.batches: list[list[Flight | Shift | Shipment]] = []
+        self.batches: list[list[Flight | Shift | Shipment | Cut]] = []
 
     def ahead(self) -> "Device":
         """The device when all it was sent has run."""
@@ -169,10 +178,12 @@ class Device:
         for item in batch:
             item.has_run = True
 
-    def run(self, batch: list[Flight | Shift | Shipment], *, backwards: bool = False) -> None:
+    def run(self, batch: list[Flight | Shift | Shipment | Cut], *, backwards: bool = False) -> None:
         for item in batch:
             if isinstance(item, Shipment):
                 self._ship(item)
+            elif isinstance(item, Cut):
+                self._cut(item)
             elif item.fails != "early":
                 self._copy(item)
         for item in reversed(batch) if backwards else batch:
@@ -186,6 +197,13 @@ class Device:
             pairs = list(zip(item.transfer.entries_from, item.transfer.entries_to, strict=True))
         for source, destination in pairs:
             self.pages[destination] = self.pages[source].copy()
+
+    def _cut(self, cut: Cut) -> None:
+        for source, first, page, first_to, n, turn in cut.lease.runs:
+            for i in range(n):
+                slot = self.pages[source].slots[first + i]
+                assert slot is not None
+                self.pages[page].slots[first_to + i] = slot[0], slot[1] + turn
 
     def _ship(self, shipment: Shipment) -> None:
         if shipment.stores:
@@ -212,4 +230,4 @@ class Device:
 @pytest.fixture
 def simulated() -> SimpleNamespace:
     """The classes of a simulated device."""
-    return SimpleNamespace(Device=Device, Flight=Flight, Shift=Shift, Shipment=Shipment)
+    return SimpleNamespace(Device=Device, Flight=Flight, Shift=Shift, Shipment=Shipment, Cut=Cut)

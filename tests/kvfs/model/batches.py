@@ -9,7 +9,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from tests.kvfs.model.state import PAGE_SIZE, PICK
+from tests.kvfs.model.state import PAGE_SIZE, PICK, Edited, File
 from tests.kvfs.model.writing import Writing
 
 
@@ -70,6 +70,8 @@ class Batches(Writing):
     def computed(self, flight: Any) -> None:
         """The file has the flight's pages."""
         lease, file = flight.lease, flight.file
+        if lease.n_again or lease.claim is None:
+            file.edited = self.edited_still(file, lease)
         first = lease.n_before // PAGE_SIZE * PAGE_SIZE if lease.copies else lease.n_before
         kept = file.origins[: lease.n_before]
         file.origins = [o | {flight} if i >= first else o for i, o in enumerate(kept)]
@@ -80,6 +82,12 @@ class Batches(Writing):
                     other.origins[lease.n_before] |= {flight}
         file.rebuild = None
         file.tail_gone = False
+
+    def edited_still(self, file: File, lease: Any) -> Edited | None:
+        """Tokens were computed again, as they follow one another now."""
+        if file.edited is None or file.edited.at >= lease.n_end:
+            return file.edited
+        return None if lease.n_before <= file.edited.at else Edited(file.edited.at)
 
     @precondition(lambda self: self.flights)
     @rule(i=PICK, fails=st.sampled_from(["", "early", "late"]))

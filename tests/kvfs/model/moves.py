@@ -13,13 +13,12 @@ from kvfs.table import is_host
 from sdk.abi.errors import (
     Busy,
     NoSpace,
-    SyscallError,
 )
-from tests.kvfs.model.batches import Batches
-from tests.kvfs.model.state import CHOSEN, PICK, File
+from tests.kvfs.model.pins import Pinning
+from tests.kvfs.model.state import CHOSEN, PAGE_SIZE, PICK, File, Refusal
 
 
-class Moves(Batches):
+class Moves(Pinning):
     # --- moves ---
 
     def movable(self, name: str) -> list[int]:
@@ -28,27 +27,28 @@ class Moves(Batches):
         return sorted(found)
 
     @precondition(lambda self: self.devices)
-    @rule(i=PICK, chosen=CHOSEN, at_once=st.booleans())
+    @rule(i=PICK, chosen=CHOSEN, at_once=st.sampled_from([True, True, False]))
     def swap_out(self, i: int, chosen: set[int], at_once: bool) -> None:
         name = sorted(self.devices)[i % len(self.devices)]
         inos = self.choose(chosen, self.movable(name))
-        files = [self.files[ino] for ino in inos]
+        files, kept = [self.files[ino] for ino in inos], self.kept(name)
         pages = set()
-        for page in {entry for file in files for entry in self.table(file) if not is_host(entry)}:
+        staying = {entry for ino, n in kept.items() for entry in self.stays(self.files[ino], n)}
+        for page in {entry for file in files for entry in self.table(file) if not is_host(entry)} - staying:
             others = [f for f in self.holders(page, name) if f not in files]
             stuck = [
                 f for f in others if f.n_leases or f.transfer is not None or self.residency(f) is Residency.RESIDENT
             ]
             if not stuck and not any(page in table for table in self.in_use(name)):
                 pages.add(page)
-        assert self.fs.reclaimable(inos) == len(pages)
+        assert self.fs.reclaimable(inos, kept) == len(pages)
         if not pages:
-            assert self.fs.swap_out(inos, self.now) is None
+            assert self.fs.swap_out(inos, self.now, kept) is None
             return
         error = NoSpace if len(pages) > self.fs.pools[name].host.n_free else None
 
         def swap_out() -> None:
-            move = self.fs.swap_out(inos, self.now)
+            move = self.fs.swap_out(inos, self.now, kept)
             assert move is not None
             assert (move.kind, move.device, {page for page, _ in move.pairs}) == (MoveKind.OUT, name, pages)
             self.shifted(move)
@@ -77,7 +77,7 @@ class Moves(Batches):
         assert file.device is not None
         entries = [entry for entry in self.table(file) if is_host(entry)]
         sharers = [x for entry in entries for x in self.holders(entry, file.device)]
-        error: type[SyscallError] | None = None
+        error: Refusal = None
         if any(x.transfer is not None for x in [file, *sharers]):
             error = Busy
         elif len(entries) > self.fs.pools[file.device].n_free:
@@ -107,17 +107,20 @@ class Moves(Batches):
     @rule(i=PICK, chosen=CHOSEN, at_once=st.booleans())
     def migrate(self, i: int, chosen: set[int], at_once: bool) -> None:
         here, there = ("w0", "w1") if i % 2 else ("w1", "w0")
-        inos = [ino for ino in self.movable(here) if not any(map(is_host, self.table(self.files[ino])))]
-        inos = self.choose(chosen, inos)
+        inos = self.choose(chosen, self.movable(here))
         if not inos:
             return
         pages = {entry for ino in inos for entry in self.table(self.files[ino])}
-        error = NoSpace if len(pages) > self.fs.pools[there].n_free else None
+        pool = self.fs.pools[there]
+        error = NoSpace if len(pages) > pool.n_free + pool.host.n_free else None
+        n_below = sum(map(is_host, pages))
+        n_below += max(0, len(pages) - n_below - pool.n_free) - max(0, n_below - pool.host.n_free)
 
         def migrate() -> None:
             m = self.fs.migrate(inos, there, self.now)
-            assert (m.device_from, m.device_to, set(m.pages_from)) == (here, there, pages)
-            assert len(m.pages_from) == len(m.pages_to) == len(pages)
+            assert (m.device_from, m.device_to, set(m.entries_from)) == (here, there, pages)
+            assert len(m.entries_from) == len(m.entries_to) == len(pages)
+            assert sum(map(is_host, m.entries_to)) == n_below
             for ino in inos:
                 self.files[ino].transfer = m
             self.send()
@@ -159,8 +162,22 @@ class Moves(Batches):
     def drop(self, chosen: set[int], is_moving: bool) -> None:
         inos = [ino for ino in self.with_kv() if is_moving == (self.files[ino].transfer is not None)]
         inos = self.choose(chosen, inos)
-        n_free = sum(pool.n_free for pool in self.fs.pools.values())
-        assert self.fs.drop(inos, self.now) == sum(pool.n_free for pool in self.fs.pools.values()) - n_free
+        pinned = {ino: n for name in self.devices for ino, n in self.kept(name).items()}
+        kept = {} if is_moving else pinned  # nobody keeps a part of what is on its way
+        staying = {ino: self.stays(self.files[ino], kept[ino]) for ino in inos if kept.get(ino)}
+        n_free = self.n_free()
+        assert self.fs.drop(inos, self.now, kept) == self.n_free() - n_free
         for ino in inos:
-            self.files[ino].device = self.files[ino].transfer = None
-            self.files[ino].lose(0)
+            file = self.files[ino]
+            file.transfer = None
+            if ino in staying:
+                assert self.table(file) == staying[ino]
+                if len(staying[ino]) * PAGE_SIZE < len(file.origins):
+                    file.lose(len(staying[ino]) * PAGE_SIZE)
+            else:
+                file.device = None
+                file.lose(0)
+
+    def n_free(self) -> int:
+        """Pages of all devices, and of their host memory."""
+        return sum(pool.n_free + pool.host.n_free for pool in self.fs.pools.values())

@@ -19,18 +19,18 @@ from sdk.abi.errors import (
     Busy,
     InvalidArgument,
     NoSpace,
-    SyscallError,
 )
-from tests.kvfs.model.names import Names
-from tests.kvfs.model.state import FEW, PAGE_SIZE, PICK, USERS, File, Slot
+from tests.kvfs.model.locks import Locking
+from tests.kvfs.model.state import FEW, PAGE_SIZE, PICK, USERS, File, Refusal, Slot
 
 
-class Writing(Names):
+class Writing(Locking):
     # --- writing ---
 
     def claim(self, i: int) -> None:
         f, file = self.handles[i % len(self.handles)]
         error = AccessDenied if not self.rights[f] & W else Busy if file.claimed else None
+        error = Busy if self.is_locked(f) else error
 
         def claim() -> None:
             self.claims.append((self.fs.claim(f), file))
@@ -53,7 +53,8 @@ class Writing(Names):
 
     def unclaimed(self) -> list[int]:
         """Handles through which a file could be written."""
-        return [i for i, (f, x) in enumerate(self.handles) if self.rights[f] & W and not x.claimed and x.is_whole]
+        writable = [i for i, (f, _) in enumerate(self.handles) if self.rights[f] & W and not self.is_locked(f)]
+        return [i for i in writable if not self.handles[i][1].claimed and self.handles[i][1].is_whole]
 
     def half_busy(self) -> list[tuple[Claim, File]]:
         return [(claim, file) for claim, file in self.claims if len(claim.leases) == 1]
@@ -85,8 +86,9 @@ class Writing(Names):
         new = base[n_before:] + [(self.next_token + k, first + k) for k in range(n - n_again)]
         tokens, positions = [slot[0] for slot in new], [slot[1] for slot in new]
         table = claim.leases[-1].pages.tolist() if claim.leases else self.table(file)
-        copies = n_before < len(table) * PAGE_SIZE and self.is_shared(table[-1], file)
-        error: type[SyscallError] | None = None
+        aside = n_again > 0 and file.edited is not None
+        copies = n_before < len(table) * PAGE_SIZE and (aside or self.is_shared(table[-1], file))
+        error: Refusal = None
         if self.residency(file) is not Residency.RESIDENT:
             error = Busy
         elif file.device is None:
@@ -131,7 +133,7 @@ class Writing(Names):
     @rule(i=PICK)
     def lease_tail(self, i: int) -> None:
         f, file = self.handles[i % len(self.handles)]
-        error: type[SyscallError] | None = None
+        error: Refusal = None
         if self.residency(file) is not Residency.RESIDENT:
             error = Busy
         elif not self.has_tail(file):
@@ -150,7 +152,7 @@ class Writing(Names):
         if file.device is None and file.transfer is None and not file.n_leases and self.devices:
             file.device = sorted(self.devices)[i % len(self.devices)]
             self.fs.place(f, file.device)
-        error: type[SyscallError] | None = None
+        error: Refusal = None
         if self.residency(file) is not Residency.PARTIAL or file.n_leases:
             error = Busy
         elif file.device is None:
@@ -186,6 +188,8 @@ class Writing(Names):
             n = 0
             table = self.table(other)
             n_max = min(len(other.origins), len(file.slots) - 1) // PAGE_SIZE
+            if other.edited is not file.edited:
+                n_max = min(n_max, *(x.edited.at // PAGE_SIZE for x in (file, other) if x.edited is not None))
             while n < n_max and not is_host(table[n]):
                 if other.slots[: (n + 1) * PAGE_SIZE] != file.slots[: (n + 1) * PAGE_SIZE]:
                     break
