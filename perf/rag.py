@@ -51,7 +51,7 @@ class Plan(Struct, frozen=True):
     """Sizes of a run; lengths in tokens."""
 
     n_documents: int = 25
-    n_document: int = 500
+    n_document: int = 1500
     n_question: int = 24
     n_out: int = 16
     n_warm: int = 40  # requests before those that count
@@ -200,12 +200,9 @@ class Lru:
 
     async def answer(self, name: str, question: list[int], max_tokens: int, *, ignore_eos: bool) -> None:
         prompt = [*self._documents[name], *question]
-        file, n = await self._cache.open(prompt)
+        file, _, rest = await self._cache.read(prompt, leave=len(question) + 1)
         async with file:
-            if len(prompt) - n > len(question):
-                await file.append(prompt[n:])
-                await self._cache.store(file)
-            await file.generate(prompt[(await file.stat()).n_tokens :], max_tokens=max_tokens, ignore_eos=ignore_eos)
+            await file.generate(rest, max_tokens=max_tokens, ignore_eos=ignore_eos)
             await self._cache.store(file)
 
 
