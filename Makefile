@@ -8,7 +8,7 @@ RUNS   ?= 1000
 PROMPT ?= Give a friendly name to a small robot, and one sentence on why.
 N      ?= 4
 
-.PHONY: help run serve test check setup gen fmt lint types arch gen-check clean sim sim-long model chaos chaos-model chaos-store crashes fuzz-store hostile
+.PHONY: help run serve test check setup gen fmt lint types arch gen-check clean sim sim-long model chaos chaos-model chaos-store crashes fuzz-store slow hostile
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ serve: $(READY)  ## set up if needed, then start the kernel on port 8000
 test: $(READY)  ## the tests: no GPU, no model hub, under ten minutes
 	@KVFS_OPERATIONS=100000 $(BIN)/python -m pytest -q
 
-check: $(READY) lint types arch gen-check test  ## all that CI checks
+check: $(READY) lint types arch gen-check test  ## formatting, lint, types, contracts, generated files, tests
 
 lint: $(READY)  ## ruff
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -77,6 +77,8 @@ crashes: $(READY)  ## durable files on a disk that loses what was not synced: al
 
 fuzz-store: $(READY)  ## 100,000 random changes to stored files: no crash and no wrong read
 	@$(BIN)/python -m tests.kvfs.store.fuzz --mutations 100000
+
+slow: crashes fuzz-store  ## what CI runs besides `make test`: a few minutes
 
 hostile: $(READY)  ## each kind of misbehaving program 50 times among 50 good ones
 	@HOSTILE_TIMES=50 HOSTILE_GOOD=50 $(BIN)/python -m pytest -q tests/chaos/test_hostile.py
