@@ -58,7 +58,7 @@ class Plan(Struct, frozen=True):
     n_requests: int = 50
     rate: float = 30.0  # requests that arrive in a second
     n_at_once: int = 8  # requests under way; the others wait
-    indices: tuple[float, ...] = (4.0, 2.0, 1.16, 0.75, 0.5, 0.33)
+    indices: tuple[float, ...] = (4.0, 2.0, 1.16, 0.5, 0.33)
 
     @property
     def n_kept(self) -> int:
