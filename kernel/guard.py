@@ -108,14 +108,15 @@ class Guard:
 
     def stop(self) -> None:
         """Watch no more. Safe to call twice, and without a start."""
-        if self._loop is not None:
+        loop, self._loop = self._loop, None  # first: a look that is due would set the timer again, for no handler
+        if loop is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            self._loop.set_exception_handler(None)
+            loop.set_exception_handler(None)
             if self._schedstat >= 0:
                 os.close(self._schedstat)
             self._turn_s = math.inf
-            self._loop, self.asleep, self._callback, self._still = None, False, None, (None, 0, 0)
+            self.asleep, self._callback, self._still = False, None, (None, 0, 0)
 
     def wake(self) -> None:
         """A step has begun after a rest."""
@@ -139,6 +140,8 @@ class Guard:
 
     def _look(self, number: int, frame: FrameType | None) -> None:
         """The handler of the signal: runs between two instructions of whatever was interrupted, at `frame`."""
+        if self._loop is None:
+            return
         delay_s, self._delay_s = self._delay_s, self._read_delay()
         now = clock() - self._delay_s
         owner = self.owner

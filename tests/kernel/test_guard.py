@@ -327,6 +327,18 @@ async def test_the_timer_rests_when_nobody_runs(guarded):
     assert await guarded.value(alive) is True
 
 
+async def test_a_look_in_the_middle_of_stopping_sets_no_timer(guarded, monkeypatch):
+    set_timer = signal.setitimer
+
+    def set_it_late(*args):
+        set_timer(*args)
+        signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(signal, "setitimer", set_it_late)
+    guard.stop()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_stop_without_start():
     guard.stop()
 

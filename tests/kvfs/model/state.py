@@ -305,10 +305,10 @@ class State(RuleBasedStateMachine):
         return len(files) + n_directories, sum(len(self.table(f)) for f in files), n_reserved
 
     def no_quota(self, who: Who, n_pages: int, *, n_files: int = 0) -> Refusal:
-        files, pages, _ = QUOTAS.get(who.user, UNLIMITED)
+        limits = QUOTAS.get(who.user, UNLIMITED)
         held, in_tables, reserved = self.used(who.user)
-        over = files is not None and held + n_files > files and n_files
-        over = over or (pages is not None and n_pages > 0 and in_tables + reserved + n_pages > pages)
+        over = limits.files is not None and held + n_files > limits.files and n_files
+        over = over or (limits.pages is not None and n_pages > 0 and in_tables + reserved + n_pages > limits.pages)
         return QuotaExceeded if over else None
 
     def table(self, file: File) -> list[int]:
