@@ -30,7 +30,8 @@ N_PASSES_TO_WAKE = 5
 STUCK_S = 120  # of real time, for one seed
 
 GLITCH = r"a glitch of the device|TaskGroup"  # a step that fails by itself, in a batch of its own, is an error
-OUT_OF_MEMORY = r"out of memory: "  # where nothing may be dropped the youngest has to go, and is told why
+# Where nothing may be dropped and main memory is full, the youngest has to go, or finds no room: it is told why.
+OUT_OF_MEMORY = r"out of memory: |ENOSPC: \d+ pages more cannot be had: "
 
 
 class Broken(Exception):
